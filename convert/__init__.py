@@ -1,0 +1,1 @@
+"""Hugging Face to jaxinfer: family tables, streaming reader, the jaxinfer-convert command."""

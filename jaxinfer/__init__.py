@@ -1,0 +1,1 @@
+"""jaxinfer: offline batch inference for large language models in JAX."""

@@ -1,0 +1,1 @@
+"""OpenAI batch files: rows, journal, runner, report, the jaxinfer-batch command."""

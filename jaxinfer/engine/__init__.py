@@ -1,0 +1,1 @@
+"""The engine: admission, step plan, padded batch, jitted step, sampling, update."""
