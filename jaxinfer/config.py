@@ -1,0 +1,236 @@
+"""Settings of a run: frozen dataclasses, read from TOML and `--set section.key=value`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tomllib
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from jaxinfer.errors import ConfigError
+from jaxinfer.fields import Section, close_match, memory_problem, setting, types_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Section):
+    """Which model answers.
+
+    Attributes:
+      path: converted model folder; empty is the embedded model.
+      dtype: of weights and activations; "auto" is the checkpoint's own.
+    """
+
+    section: ClassVar[str] = "model"
+    path: str = setting("")
+    dtype: str = setting("auto", choices=("auto", "float32", "bfloat16"), answers=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings(Section):
+    """The paged KV cache.
+
+    Attributes:
+      page_size: tokens per page.
+      pages: pages in the pool, the padding page included; None derives it from `memory`.
+      memory: for the pool: a share of the device's free memory in (0, 1], or bytes ("8GiB"); None lets the engine choose.
+      prefix_sharing: requests with a common prefix compute and hold it once.
+    """
+
+    section: ClassVar[str] = "cache"
+    page_size: int = setting(16, choices=(8, 16, 32, 64, 128))
+    pages: int | None = setting(None, low=2)
+    memory: float | str | None = setting(None, check=memory_problem)
+    prefix_sharing: bool = setting(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings(Section):
+    """The step loop.
+
+    Attributes:
+      max_seqs: most sequences running at once.
+      max_tokens_per_step: token budget of one step, prefill and decode together.
+      chunk: largest piece of one sequence's prompt in a step; the token budget caps it too.
+      max_context: most tokens of prompt and answer; None is the model's own limit.
+      decode_steps: steps per device call when every sequence decodes and none waits.
+      seed: determines the draws of requests that bring no seed of their own.
+      layers: "scan" compiles one layer and loops, "unrolled" compiles all; "auto" picks by device and depth.
+      compile_cache: folder of the persistent compilation cache; empty is JAX's own setting.
+    """
+
+    section: ClassVar[str] = "engine"
+    max_seqs: int = setting(64, low=1, high=65536)
+    max_tokens_per_step: int = setting(512, low=1, high=2**20)
+    chunk: int = setting(512, low=1, high=2**20)
+    max_context: int | None = setting(None, low=2, answers=True)
+    decode_steps: int = setting(8, low=1, high=1024)
+    seed: int = setting(0, low=-(2**63) + 1, high=2**63 - 1, answers=True)
+    layers: str = setting("auto", choices=("auto", "scan", "unrolled"))
+    compile_cache: str = setting("")
+
+    @property
+    def prefill_chunk(self) -> int:
+        return min(self.chunk, self.max_tokens_per_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsitySettings(Section):
+    """Quest page sparsity.
+
+    Attributes:
+      token_budget: tokens that decode attends to; 0 attends to all, the only value accepted so far.
+    """
+
+    section: ClassVar[str] = "sparsity"
+    token_budget: int = setting(0, choices=(0,), answers=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationSettings(Section):
+    """Low-bit weights and KV cache. Weights follow the converted folder; nothing is settable at run time so far."""
+
+    section: ClassVar[str] = "quantization"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffloadSettings(Section):
+    """Experts on the host. Nothing is settable so far: every expert is on the device."""
+
+    section: ClassVar[str] = "offload"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings(Section):
+    """In which order requests are admitted.
+
+    Attributes:
+      policy: "fcfs" admits them as they come.
+    """
+
+    section: ClassVar[str] = "schedule"
+    policy: str = setting("fcfs", choices=("fcfs",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(Section):
+    """The batch command.
+
+    Attributes:
+      order: of output rows: "completion" writes them as they finish, "input" as they were read.
+      window: rows tokenized in one go.
+      max_line_bytes: longest input line; a longer one becomes an error row without being held in memory.
+      reorder_bytes: memory for rows that wait for an earlier one under "input" order; the rest waits on disk.
+      flush_seconds: finished rows reach the operating system this often.
+      sync_seconds: and the disk itself (fsync) this often.
+      created: fixed Unix time for the `created` field of answers; None is the time of writing.
+    """
+
+    section: ClassVar[str] = "batch"
+    order: str = setting("completion", choices=("completion", "input"))
+    window: int = setting(64, low=1, high=2**16)
+    max_line_bytes: int = setting(64 * 2**20, low=1024, high=2**31)
+    reorder_bytes: int = setting(64 * 2**20, low=0)
+    flush_seconds: float = setting(0.2, low=0, high=3600)
+    sync_seconds: float = setting(5.0, low=0, high=3600)
+    created: int | None = setting(None, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that can be set. Immutable; `dataclasses.replace` makes variants."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    sparsity: SparsitySettings = field(default_factory=SparsitySettings)
+    quantization: QuantizationSettings = field(default_factory=QuantizationSettings)
+    offload: OffloadSettings = field(default_factory=OffloadSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+
+    @property
+    def answers_fingerprint(self) -> str:
+        """Hash of the settings on which generated tokens depend: 16 hex digits. Fields at their default do not
+        enter, so a field added by a later version keeps old outputs resumable."""
+        chosen = {}
+        for part in dataclasses.fields(self):
+            section = getattr(self, part.name)
+            for item in dataclasses.fields(section):
+                value = getattr(section, item.name)
+                if item.metadata["answers"] and value != item.default:
+                    chosen[f"{part.name}.{item.name}"] = value
+        return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+_SECTIONS: dict[str, type[Section]] = typing.get_type_hints(Settings)
+
+
+def load_config(path: str | os.PathLike | None = None, overrides: Iterable[str] = ()) -> Settings:
+    """Settings from a TOML file (None: the defaults) with `section.key=value` overrides on top, the last one winning.
+
+    Raises:
+      ConfigError: naming the file or override, section.key, the value, and what is accepted.
+    """
+    values: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    if path is not None:
+        for section, table in _read_toml(path).items():
+            kind = _lookup_section(section, str(path))
+            if not isinstance(table, dict):
+                raise ConfigError(f"{path}: {section} = {table!r}: expected a table, [{section}]")
+            for key, value in table.items():
+                values[section][key] = _checked(kind, key, value, str(path))
+    for text in overrides:
+        section, key, raw = _split_override(text)
+        kind = _lookup_section(section, f"--set {text}")
+        values[section][key] = _checked(kind, key, _parse_value(kind, key, raw), f"--set {text}")
+    sections: dict[str, Any] = {name: _SECTIONS[name](**given) for name, given in values.items()}
+    return Settings(**sections)
+
+
+def _checked(kind: type[Section], key: str, value: Any, origin: str) -> Any:
+    try:
+        kind.check(key, value)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    return value
+
+
+def _lookup_section(name: str, origin: str) -> type[Section]:
+    if name not in _SECTIONS:
+        raise ConfigError(
+            f"{origin}: no section {name!r}{close_match(name, _SECTIONS)}; there are {', '.join(_SECTIONS)}"
+        )
+    return _SECTIONS[name]
+
+
+def _read_toml(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this config file: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+
+
+def _split_override(text: str) -> tuple[str, str, str]:
+    name, equals, raw = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {text}: expected section.key=value, such as engine.max_seqs=32")
+    return section, key, raw.strip()
+
+
+def _parse_value(kind: type[Section], key: str, raw: str) -> Any:
+    """A TOML value; a bare word is a string, and so is anything for a key that only holds strings."""
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return raw
+    value = parsed["value"] if len(parsed) == 1 else raw
+    return raw if types_of(kind).get(key) == (str,) and not isinstance(value, str) else value
