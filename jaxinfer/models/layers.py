@@ -1,0 +1,118 @@
+"""The parameters of a decoder layer and what surrounds the layers. Modules hold arrays and nothing else.
+
+Every class takes `make` (how arrays come to be) and `lead` (leading axes: the layers of a stacked run).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+from flax import nnx
+
+from jaxinfer.models.config import ModelConfig
+
+Lead = tuple[int, ...]
+
+
+class Make(Protocol):
+    """Makes parameters: random weights, or ones and zeros for norms and biases."""
+
+    def weight(self, *shape: int) -> jax.Array: ...
+    def ones(self, *shape: int) -> jax.Array: ...
+    def zeros(self, *shape: int) -> jax.Array: ...
+
+
+class Norm(nnx.Module):
+    """scale [*shape]; bias [*shape] for layer norm, None for RMS norm."""
+
+    scale: nnx.Data[jax.Array]
+    bias: nnx.Data[jax.Array | None]
+
+    def __init__(self, make: Make, *shape: int, bias: bool = False):
+        self.scale = make.ones(*shape)
+        self.bias = make.zeros(*shape) if bias else None
+
+
+class Attention(nnx.Module):
+    """qkv [D, Hkv, G+2, Dh] (each KV head holds its G query heads, then k, then v, so that a shard by KV head is whole),
+    qkv_bias [Hkv, G+2, Dh], out [Hq, Dh, D], out_bias [D], q_norm [Dh] or [Hq, Dh], k_norm [Dh] or [Hkv, Dh]."""
+
+    qkv: nnx.Data[jax.Array]
+    qkv_bias: nnx.Data[jax.Array | None]
+    out: nnx.Data[jax.Array]
+    out_bias: nnx.Data[jax.Array | None]
+    q_norm: nnx.Data[jax.Array | None]
+    k_norm: nnx.Data[jax.Array | None]
+
+    def __init__(self, make: Make, config: ModelConfig, lead: Lead):
+        wide, slots, dim = config.hidden_size, config.group + 2, config.head_dim
+        self.qkv = make.weight(*lead, wide, config.kv_heads, slots, dim)
+        self.qkv_bias = make.zeros(*lead, config.kv_heads, slots, dim) if config.qkv_bias else None
+        self.out = make.weight(*lead, config.heads, dim, wide)
+        self.out_bias = make.zeros(*lead, wide) if config.out_bias else None
+        full = config.qk_norm == "full"
+        normed = config.qk_norm != "none"
+        self.q_norm = make.ones(*lead, *((config.heads, dim) if full else (dim,))) if normed else None
+        self.k_norm = make.ones(*lead, *((config.kv_heads, dim) if full else (dim,))) if normed else None
+
+
+class MLP(nnx.Module):
+    """gate_up [D, 2, F], gate_up_bias [2, F], down [F, D], down_bias [D]."""
+
+    gate_up: nnx.Data[jax.Array]
+    gate_up_bias: nnx.Data[jax.Array | None]
+    down: nnx.Data[jax.Array]
+    down_bias: nnx.Data[jax.Array | None]
+
+    def __init__(self, make: Make, config: ModelConfig, lead: Lead):
+        wide, width = config.hidden_size, config.mlp_width
+        self.gate_up = make.weight(*lead, wide, 2, width)
+        self.gate_up_bias = make.zeros(*lead, 2, width) if config.mlp_bias else None
+        self.down = make.weight(*lead, width, wide)
+        self.down_bias = make.zeros(*lead, wide) if config.mlp_bias else None
+
+
+class MoE(nnx.Module):
+    """router [D, E], gate_up [E, D, 2, F], down [E, F, D]."""
+
+    router: nnx.Data[jax.Array]
+    gate_up: nnx.Data[jax.Array]
+    down: nnx.Data[jax.Array]
+
+    def __init__(self, make: Make, config: ModelConfig, lead: Lead):
+        assert config.moe is not None
+        wide, experts, width = config.hidden_size, config.moe.experts, config.moe.width
+        self.router = make.weight(*lead, wide, experts)
+        self.gate_up = make.weight(*lead, experts, wide, 2, width)
+        self.down = make.weight(*lead, experts, width, wide)
+
+
+class Layer(nnx.Module):
+    """One decoder layer, or a stacked run of them."""
+
+    def __init__(self, make: Make, config: ModelConfig, *, moe: bool, lead: Lead = ()):
+        bias = config.norm == "layer"
+        self.attn_norm = Norm(make, *lead, config.hidden_size, bias=bias)
+        self.attention = Attention(make, config, lead)
+        self.mlp_norm = Norm(make, *lead, config.hidden_size, bias=bias)
+        self.mlp: MLP | MoE = MoE(make, config, lead) if moe else MLP(make, config, lead)
+
+
+class Decoder(nnx.Module):
+    """embed [V, D]; runs: one stacked Layer (or, unstacked, a list of Layers) per entry of `config.runs`; norm;
+    head [D, V], None where it is tied to embed; head_bias [V]."""
+
+    embed: nnx.Data[jax.Array]
+    head: nnx.Data[jax.Array | None]
+    head_bias: nnx.Data[jax.Array | None]
+
+    def __init__(self, make: Make, config: ModelConfig):
+        vocab, wide = config.vocab_size, config.hidden_size
+        self.embed = make.weight(vocab, wide)
+        self.runs: nnx.List = nnx.List(
+            [Layer(make, config, moe=moe, lead=(count,)) for moe, count in config.runs]
+        )
+        self.norm = Norm(make, wide, bias=config.norm == "layer")
+        self.head = None if config.tie_embeddings else make.weight(wide, vocab)
+        self.head_bias = make.zeros(vocab) if config.head_bias else None

@@ -1,0 +1,29 @@
+"""The gated MLP and its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.models.layers import MLP
+from jaxinfer.models.linear import linear
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {
+        "silu": jax.nn.silu,
+        "gelu": partial(jax.nn.gelu, approximate=False),
+        "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+        "relu": jax.nn.relu,
+    }
+)
+
+
+def mlp(x: jax.Array, weights: MLP, activation: str) -> jax.Array:
+    """`down(activation(gate(x)) * up(x))`. x [T, D] -> [T, D]."""
+    gate_up = linear(x, weights.gate_up, weights.gate_up_bias).astype(jnp.float32)  # [T, 2, F]
+    hidden = ACTIVATIONS[activation](gate_up[:, 0]) * gate_up[:, 1]
+    return linear(hidden.astype(x.dtype), weights.down, weights.down_bias)
