@@ -1,21 +1,11 @@
-"""Converted model folders: what they hold, and how they become arrays on devices.
-
-A folder has `jaxinfer.json` (the manifest), the tokenizer's own files, and `params/`: many small Orbax checkpoints, the
-parts, each a dictionary of pieces. A piece is a block of one parameter of one layer (`layers.3.attention.qkv`), at most a
-few tens of MB, so neither writing nor reading ever holds more than a few pieces beside the model itself.
-"""
+"""Restores converted models: parts of Orbax checkpoints become arrays on devices, piece by piece."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,109 +16,12 @@ import numpy as np
 from jaxinfer.errors import ModelError
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract, unstack
-from jaxinfer.models.families import from_json, to_json
 from jaxinfer.models.layers import Decoder
+from jaxinfer.models.manifest import PARAMS, Manifest, Part, Piece, checksum, read_manifest
 
-MANIFEST = "jaxinfer.json"
-PARAMS = "params"
-FORMAT = 1
 READ_AHEAD = 2  # parts being read while another is placed on the device
 
-
-@dataclass(frozen=True)
-class Piece:
-    """A block of one parameter: which parameter of the per-layer tree, where the block begins, and its shape."""
-
-    leaf: str
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def key(self) -> str:
-        """Its name inside the part."""
-        return f"{self.leaf}@{','.join(map(str, self.start))}"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One Orbax checkpoint of `params/`. crc32: over the bytes of its pieces in order, because Orbax checks none."""
-
-    name: str
-    crc32: int
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What `jaxinfer.json` says.
-
-    Attributes:
-      dtype: of every stored parameter.
-      sources: SHA-256 of every file that the folder was converted from, by file name.
-      quantization: None; reserved for low-bit weights.
-    """
-
-    config: ModelConfig
-    dtype: str
-    sources: dict[str, str]
-    parts: tuple[Part, ...]
-    quantization: None = None
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identifies the model's results: same sources, config, type and quantization, same fingerprint."""
-        return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "config": to_json(self.config),
-            "dtype": self.dtype,
-            "quantization": self.quantization,
-            "sources": self.sources,
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        return self._identity() | {"parts": [asdict(part) for part in self.parts]}
-
-
-def read_manifest(folder: str | Path) -> Manifest:
-    """What a converted folder holds, without reading its parameters.
-
-    Raises:
-      ModelError: no such folder, not a converted one, or of a format that this version does not read.
-    """
-    folder = Path(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ModelError(_not_converted(folder))
-    try:
-        data = json.loads(path.read_bytes())
-        if data["format"] != FORMAT or data["quantization"] is not None:
-            raise ModelError(
-                f"{path}: format {data['format']}, quantization {data['quantization']}: this version of jaxinfer "
-                f"reads format {FORMAT} without quantization; convert the model again, or update jaxinfer"
-            )
-        parts = tuple(_part(part) for part in data["parts"])
-        return Manifest(
-            config=from_json(data["config"]), dtype=data["dtype"], sources=data["sources"], parts=parts
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: is corrupt: {type(error).__name__}: {error}") from error
-
-
-def _part(data: dict[str, Any]) -> Part:
-    pieces = (Piece(p["leaf"], tuple(p["start"]), tuple(p["shape"])) for p in data["pieces"])
-    return Part(data["name"], data["crc32"], tuple(pieces))
-
-
-def _not_converted(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder}: no such model folder"
-    if (folder / "config.json").is_file():
-        command = f"jaxinfer-convert {folder} {folder}-jaxinfer"
-        return f"{folder}: is a Hugging Face folder, not a converted one; convert it first: {command}"
-    return f"{folder}: is not a converted model: it has no {MANIFEST}"
+__all__ = ["Manifest", "load_model", "read_manifest", "read_pieces"]
 
 
 def load_model(
@@ -154,7 +47,9 @@ def load_model(
     tree = abstract(config, dtype or manifest.dtype)
     if layout == "unstacked":
         stacked = tree
-        tree = jax.eval_shape(lambda: unstack(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), stacked), config))
+        tree = jax.eval_shape(
+            lambda: unstack(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), stacked), config)
+        )
     named, treedef = jax.tree_util.tree_flatten_with_path(tree)
     shardings = _shardings(sharding, treedef)
     slots = {_name(path): _Slot(leaf, to) for (path, leaf), to in zip(named, shardings)}
@@ -196,34 +91,34 @@ def _read_part(folder: Path, part: Part) -> list[np.ndarray]:
     return blocks
 
 
-def checksum(blocks: list[np.ndarray]) -> int:
-    """CRC-32 of the arrays' bytes, one after another."""
-    crc = 0
-    for block in blocks:
-        crc = zlib.crc32(np.ascontiguousarray(block).reshape(-1).view(np.uint8), crc)
-    return crc
-
-
 def _place(piece: Piece, config: ModelConfig, layout: str) -> tuple[str, tuple[int, ...]]:
     """The parameter in memory that a piece belongs to, and where in it."""
     if not piece.leaf.startswith("layers."):
         return piece.leaf, piece.start
-    _, number, rest = piece.leaf.split(".", 2)
-    within, run = int(number), 0
-    while within >= config.runs[run][1]:
+    _, number, name = piece.leaf.split(".", 2)
+    within, start = int(number), piece.start
+    if name.startswith("moe.experts."):
+        _, _, expert, name = name.split(".")
+        name, start = f"mlp.{name}", (int(expert), *start)
+    run = 0
+    while run < len(config.runs) - 1 and within >= config.runs[run][1]:
         within -= config.runs[run][1]
         run += 1
     if layout == "stacked":
-        return f"runs.{run}.{rest}", (within, *piece.start)
-    return f"runs.{run}.{within}.{rest}", piece.start
+        return f"runs.{run}.{name}", (within, *start)
+    return f"runs.{run}.{within}.{name}", start
 
 
-def _check_cover(folder: Path, places: dict[Piece, tuple[str, tuple[int, ...]]], slots: dict[str, _Slot]) -> None:
+def _check_cover(
+    folder: Path, places: dict[Piece, tuple[str, tuple[int, ...]]], slots: dict[str, _Slot]
+) -> None:
     """The pieces must fill every parameter of `abstract(config)`, and nothing else."""
     filled = dict.fromkeys(slots, 0)
     for piece, (name, start) in places.items():
         if name not in slots or not slots[name].holds(start, piece.shape):
-            raise ModelError(f"{folder}: does not match its own config: {piece.key} of shape {list(piece.shape)}")
+            raise ModelError(
+                f"{folder}: does not match its own config: {piece.key} of shape {list(piece.shape)}"
+            )
         filled[name] += math.prod(piece.shape)
     short = [name for name, slot in slots.items() if filled[name] != math.prod(slot.shape)]
     if short:
@@ -248,7 +143,9 @@ class _Slot:
     def __init__(self, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding):
         self.shape, self.dtype, self.sharding = leaf.shape, leaf.dtype, sharding
         index = sharding.addressable_devices_indices_map(leaf.shape)
-        self.bounds = {device: [s.indices(n)[:2] for s, n in zip(cut, self.shape)] for device, cut in index.items()}
+        self.bounds = {
+            device: [s.indices(n)[:2] for s, n in zip(cut, self.shape)] for device, cut in index.items()
+        }
         self.buffers: dict[jax.Device, jax.Array] = {}
 
     def holds(self, start: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -265,7 +162,9 @@ class _Slot:
             if any(a >= b for a, b in zip(low, high)):
                 continue
             cut = block[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, start))]
-            self._write(device, [b - a for a, b in bounds], [a - first for a, (first, _) in zip(low, bounds)], cut)
+            self._write(
+                device, [b - a for a, b in bounds], [a - first for a, (first, _) in zip(low, bounds)], cut
+            )
 
     def _write(self, device: jax.Device, shape: list[int], at: list[int], cut: np.ndarray) -> None:
         moved = jax.device_put(cut, device)

@@ -1,0 +1,131 @@
+"""What a converted model folder says about itself: `jaxinfer.json`.
+
+The folder has this manifest, the tokenizer's own files, and `params/`: many small Orbax checkpoints, the parts, each a
+dictionary of pieces. A piece is a block of one parameter of storage (paths as in `tensors`), at most a few tens of MB, so
+neither writing nor reading ever holds more than a few pieces beside the model itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxinfer.errors import ModelError
+from jaxinfer.models.config import ModelConfig
+from jaxinfer.models.families import from_json, to_json
+
+MANIFEST = "jaxinfer.json"
+PARAMS = "params"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of one parameter: which parameter of the per-layer tree, where the block begins, and its shape."""
+
+    leaf: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name inside the part."""
+        return f"{self.leaf}@{','.join(map(str, self.start))}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Orbax checkpoint of `params/`. crc32: over the bytes of its pieces in order, because Orbax checks none."""
+
+    name: str
+    crc32: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `jaxinfer.json` says.
+
+    Attributes:
+      dtype: of every stored parameter.
+      sources: SHA-256 of every file that the folder was converted from, by file name.
+      quantization: None; reserved for low-bit weights.
+    """
+
+    config: ModelConfig
+    dtype: str
+    sources: dict[str, str]
+    parts: tuple[Part, ...]
+    quantization: None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the model's results: same sources, config, type and quantization, same fingerprint."""
+        return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "config": to_json(self.config),
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+            "sources": self.sources,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return self._identity() | {"parts": [asdict(part) for part in self.parts]}
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """What a converted folder holds, without reading its parameters.
+
+    Raises:
+      ModelError: no such folder, not a converted one, or of a format that this version does not read.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ModelError(_not_converted(folder))
+    try:
+        data = json.loads(path.read_bytes())
+        if data["format"] != FORMAT or data["quantization"] is not None:
+            raise ModelError(
+                f"{path}: format {data['format']}, quantization {data['quantization']}: this version of jaxinfer "
+                f"reads format {FORMAT} without quantization; convert the model again, or update jaxinfer"
+            )
+        parts = tuple(_part(part) for part in data["parts"])
+        return Manifest(
+            config=from_json(data["config"]), dtype=data["dtype"], sources=data["sources"], parts=parts
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: is corrupt: {type(error).__name__}: {error}") from error
+
+
+def _part(data: dict[str, Any]) -> Part:
+    pieces = (Piece(p["leaf"], tuple(p["start"]), tuple(p["shape"])) for p in data["pieces"])
+    return Part(data["name"], data["crc32"], tuple(pieces))
+
+
+def _not_converted(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such model folder"
+    if (folder / "config.json").is_file():
+        command = f"jaxinfer-convert {folder} {folder}-jaxinfer"
+        return f"{folder}: is a Hugging Face folder, not a converted one; convert it first: {command}"
+    return f"{folder}: is not a converted model: it has no {MANIFEST}"
+
+
+def checksum(blocks: Iterable[np.ndarray]) -> int:
+    """CRC-32 of the arrays' bytes, one after another."""
+    crc = 0
+    for block in blocks:
+        crc = zlib.crc32(np.ascontiguousarray(block).reshape(-1).view(np.uint8), crc)
+    return crc
