@@ -2,6 +2,7 @@
 
 from jaxinfer.models.config import ModelConfig, MoEConfig, RopeConfig
 from jaxinfer.models.decoder import abstract, forward, init, logits, unstack
+from jaxinfer.models.families import from_hugging_face, from_json, to_json
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.tensors import TensorSpec, ignored, storage_shapes, tensor_table
 
@@ -13,10 +14,13 @@ __all__ = [
     "TensorSpec",
     "abstract",
     "forward",
+    "from_hugging_face",
+    "from_json",
     "ignored",
     "init",
     "logits",
     "storage_shapes",
     "tensor_table",
+    "to_json",
     "unstack",
 ]

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jaxinfer.models.config import ModelConfig, MoEConfig
 from jaxinfer.models.layers import MoE
 from jaxinfer.models.linear import project
+from pallas_kernels.expert_mlp import expert_mlp
 
 
 def moe(x: jax.Array, weights: MoE, config: ModelConfig, valid: jax.Array | None) -> jax.Array:
     """Sum of the chosen experts' MLPs. x [T, D], valid bool [T] (False: padding, visits no expert) -> [T, D]."""
-    from pallas_kernels.expert_mlp import expert_mlp
-
     assert config.moe is not None
     ids, shares = route(project(x, weights.router), config.moe)
     if valid is not None:
