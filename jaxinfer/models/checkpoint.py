@@ -142,9 +142,9 @@ class _Slot:
 
     def __init__(self, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding):
         self.shape, self.dtype, self.sharding = leaf.shape, leaf.dtype, sharding
-        index = sharding.addressable_devices_indices_map(leaf.shape)
         self.bounds = {
-            device: [s.indices(n)[:2] for s, n in zip(cut, self.shape)] for device, cut in index.items()
+            device: [cut.indices(n)[:2] for cut, n in zip(index or (), self.shape)]
+            for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()
         }
         self.buffers: dict[jax.Device, jax.Array] = {}
 
