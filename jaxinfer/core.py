@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -137,11 +138,13 @@ class Request:
       id: unique within a run; a batch row's custom_id.
       prompt_ids: int32 [prompt_tokens].
       sampling: how to choose its tokens.
+      score: generate nothing, but report the log-probability of every prompt token after the first.
     """
 
     id: str
     prompt_ids: np.ndarray
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    score: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,12 +182,17 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What became of one request: its choices, or the error that concerns it alone."""
+    """What became of one request: its choices, or the error that concerns it alone.
+
+    Attributes:
+      prompt_logprobs: float32 [prompt_tokens - 1], of scored requests.
+    """
 
     request_id: str
     choices: tuple[Choice, ...] = ()
     usage: Usage = Usage()
     error: RequestError | None = None
+    prompt_logprobs: np.ndarray | None = None
 
     @property
     def text(self) -> str:

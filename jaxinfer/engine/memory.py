@@ -1,0 +1,128 @@
+"""What the engine keeps on the device, and the shapes it may run: decided once, before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.config import Settings
+from jaxinfer.core import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
+from jaxinfer.engine.sampler import SlotTable
+from jaxinfer.engine.step import State
+from jaxinfer.errors import ConfigError
+from jaxinfer.fields import parse_memory
+from jaxinfer.kvcache.pool import make_pool, page_bytes
+from jaxinfer.models.config import ModelConfig
+
+MAX_BANNED = MAX_STOP_TOKEN_IDS + 64  # stop token ids of a request and the model's end-of-sequence tokens
+_SMALLEST_STEP = 16
+_CPU_POOL_SHARE = 0.2  # of the host's available memory; it is shared with everything else there
+_DEVICE_POOL_SHARE = 0.9  # of what the weights leave; the rest is for activations
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Attributes:
+    context: most tokens of a sequence.
+    pages: pages of the pool, padding page included.
+    table_width: entries of a page table (P).
+    token_buckets: sizes a mixed step is padded to (T).
+    row_buckets: sizes a decode call is padded to (S).
+    """
+
+    model: ModelConfig
+    page_size: int
+    max_seqs: int
+    dtype: str
+    context: int
+    pages: int
+    table_width: int
+    token_buckets: tuple[int, ...]
+    row_buckets: tuple[int, ...]
+
+    @classmethod
+    def make(cls, config: ModelConfig, settings: Settings) -> MemoryPlan:
+        """Raises ConfigError where the settings leave no room for a single page or contradict the model."""
+        engine, size = settings.engine, settings.cache.page_size
+        if engine.max_context is not None and engine.max_context > config.context_length:
+            raise ConfigError(
+                f"engine.max_context = {engine.max_context}: the model's context is {config.context_length} tokens"
+            )
+        context = engine.max_context or config.context_length
+        dtype = config.dtype if settings.model.dtype == "auto" else settings.model.dtype
+        width = -(-context // size)
+        return cls(
+            model=config,
+            page_size=size,
+            max_seqs=engine.max_seqs,
+            dtype=dtype,
+            context=context,
+            pages=_pages(config, settings, width, dtype),
+            table_width=width,
+            token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs)),
+            row_buckets=_buckets(1, engine.max_seqs),
+        )
+
+    @property
+    def pool_tokens(self) -> int:
+        return (self.pages - 1) * self.page_size
+
+    def make_state(self) -> State:
+        slots, vocabulary = self.max_seqs + 1, self.model.vocab_size
+        table = SlotTable(
+            last_tokens=jnp.zeros(slots, jnp.int32),
+            history=jnp.zeros((slots, self.context), jnp.int32),
+            bias_ids=jnp.full((slots, MAX_LOGIT_BIAS), vocabulary, jnp.int32),
+            bias_values=jnp.zeros((slots, MAX_LOGIT_BIAS)),
+            banned_ids=jnp.full((slots, MAX_BANNED), vocabulary, jnp.int32),
+        )
+        return State(make_pool(self.model, self.pages, self.page_size, self.dtype), table)
+
+
+def _buckets(smallest: int, largest: int) -> tuple[int, ...]:
+    """Powers of two and, from 8 on, the values halfway between them: padding wastes at most a third."""
+    sizes, size = [], smallest
+    while size < largest:
+        sizes.append(size)
+        if size >= 8 and size + size // 2 < largest:
+            sizes.append(size + size // 2)
+        size *= 2
+    return (*sizes, largest)
+
+
+def bucket(count: int, sizes: tuple[int, ...]) -> int:
+    """The smallest of the ascending `sizes` that holds `count`."""
+    return next(size for size in sizes if size >= count)
+
+
+def _pages(config: ModelConfig, settings: Settings, width: int, dtype: str) -> int:
+    cache = settings.cache
+    if cache.pages is not None:
+        return cache.pages
+    each = page_bytes(config, cache.page_size, dtype)
+    memory = parse_memory(cache.memory) if cache.memory is not None else _default_share()
+    most = int(memory * _free_bytes() if memory <= 1 else memory) // each
+    if most < 2:
+        raise ConfigError(
+            f"cache.memory = {cache.memory!r} holds {most} pages of {each} bytes; at least 2 are needed"
+        )
+    # Twice what can run at once: the other half keeps shared prefixes for those that come later.
+    return min(most, 2 * settings.engine.max_seqs * width + 1)
+
+
+def _default_share() -> float:
+    return _CPU_POOL_SHARE if jax.default_backend() == "cpu" else _DEVICE_POOL_SHARE
+
+
+def _free_bytes() -> int:
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

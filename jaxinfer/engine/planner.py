@@ -1,0 +1,242 @@
+"""Which sequences run, and what each step does with them: admission, chunked prefill, decode, preemption."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jaxinfer.config import EngineSettings
+from jaxinfer.engine.sequence import Sequence
+from jaxinfer.kvcache.cache import PageCache
+from jaxinfer.kvcache.prefix import Node
+from jaxinfer.models.config import RopeConfig
+from jaxinfer.models.rotary import prefix_namespace, restarts_at
+
+LOOKAHEAD = 256  # waiting sequences that one step considers for admission
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`count` tokens of a sequence from position `start` on, computed in one call.
+
+    Attributes:
+      decodes: each token is sampled by the step before it (else the tokens are known and computed at once).
+      samples: the token after the last one is wanted.
+    """
+
+    sequence: Sequence
+    start: int
+    count: int
+    decodes: bool = False
+    samples: bool = True
+
+
+@dataclass
+class StepPlan:
+    """One device call.
+
+    Attributes:
+      decodes: one chunk each per decoding sequence; its count is the number of steps it takes part in.
+      prefills: chunks of prompts.
+      steps: decode steps in this call; 1 when there are prefills.
+    """
+
+    decodes: list[Chunk] = field(default_factory=list)
+    prefills: list[Chunk] = field(default_factory=list)
+    steps: int = 1
+
+    def __bool__(self) -> bool:
+        return bool(self.decodes or self.prefills)
+
+
+class TokensNeeded(Exception):
+    """Planning cannot go on before the tokens in flight are read: a sequence has to start again from all it has."""
+
+
+class Planner:
+    """Decides the next step. Sequences are admitted in the order they came and preempted last in, first out."""
+
+    def __init__(self, settings: EngineSettings, cache: PageCache, rope: RopeConfig):
+        self.settings = settings
+        self.cache = cache
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._rope = rope
+        self._restart = restarts_at(rope)
+        self._slots = list(range(settings.max_seqs - 1, -1, -1))
+
+    def plan(self, *, in_flight: bool) -> StepPlan:
+        """The next step, booked on its sequences; empty when there is nothing to do before tokens are read.
+
+        Raises:
+          TokensNeeded: `in_flight` steps must be read first.
+        """
+        self._restart_stretched(in_flight)
+        plan = self._plan_step(in_flight)
+        while not plan and not in_flight and len(self.running) > 1:
+            self._preempt(self.running[-1])  # chunked prefills that took each other's pages
+            plan = self._plan_step(in_flight)
+        return plan
+
+    def _plan_step(self, in_flight: bool) -> StepPlan:
+        plan = StepPlan()
+        decoding = [s for s in self.running if s.decoding and not s.exhausted]
+        prefilling = [s for s in self.running if not s.decoding and not s.exhausted]
+        if not (prefilling or self.waiting) and decoding:
+            plan.steps = self._decode_steps(decoding)
+        plan.decodes = self._plan_decodes(decoding, plan, in_flight)
+        budget = self.settings.max_tokens_per_step - len(plan.decodes)
+        for sequence in prefilling:
+            if sequence.slot >= 0:  # not preempted by the decodes above
+                budget -= self._plan_chunk(sequence, budget, plan)
+        if plan.steps == 1:
+            self._admit(budget, plan)
+        return plan
+
+    def release(self, sequence: Sequence) -> None:
+        """Give back the slot and the pages of a finished or preempted sequence; what it computed stays cached."""
+        self._publish(sequence, min(sequence.computed, sequence.known))
+        self.cache.release(sequence.pages, sequence.nodes)
+        sequence.pages, sequence.nodes = [], []
+        self._slots.append(sequence.slot)
+        self.running.remove(sequence)
+
+    def _decode_steps(self, decoding: list[Sequence]) -> int:
+        longest = max(s.limit - s.planned for s in decoding)
+        return min(self.settings.decode_steps, longest)
+
+    def _plan_decodes(self, decoding: list[Sequence], plan: StepPlan, in_flight: bool) -> list[Chunk]:
+        if plan.steps > 1 and not all(self._reserve(s, self._steps_of(s, plan.steps)) for s in decoding):
+            plan.steps = 1
+        for sequence in decoding:
+            while sequence.slot >= 0 and not self._reserve(sequence, 1):
+                if in_flight:
+                    raise TokensNeeded
+                self._preempt(self.running[-1])
+        chunks = []
+        for sequence in decoding:
+            if sequence.slot >= 0:
+                count = self._steps_of(sequence, plan.steps)
+                chunks.append(Chunk(sequence, sequence.computed, count, decodes=True))
+                sequence.advance(count)
+        return chunks
+
+    def _steps_of(self, sequence: Sequence, steps: int) -> int:
+        if self._restart is not None and sequence.rope_floor <= self._restart:
+            steps = min(steps, self._restart - sequence.computed)
+        return min(steps, sequence.limit - sequence.planned)
+
+    def _plan_chunk(self, sequence: Sequence, budget: int, plan: StepPlan) -> int:
+        """Add the next chunk of a prefilling sequence; returns how many tokens it takes."""
+        count = min(budget, self.settings.chunk, sequence.planned - sequence.computed)
+        if count <= 0 or not self._reserve(sequence, count):
+            return 0
+        start = sequence.computed
+        sequence.advance(count)
+        plan.prefills.append(Chunk(sequence, start, count, samples=sequence.decoding))
+        self._publish(sequence, min(sequence.computed, sequence.prompt_length))
+        return count
+
+    def _admit(self, budget: int, plan: StepPlan) -> None:
+        deferred: list[Sequence] = []
+        while self.waiting and self._slots and budget > 0 and len(deferred) < LOOKAHEAD:
+            sequence = self.waiting.popleft()
+            path = [] if sequence.request.score else self.cache.match(sequence.tokens, sequence.namespace)
+            if self._is_being_computed(sequence, len(path)):
+                deferred.append(sequence)
+                continue
+            if not self._has_room(sequence, path):
+                deferred.append(sequence)
+                break
+            self._start(sequence, path)
+            budget -= self._plan_chunk(sequence, budget, plan)
+        self.waiting.extendleft(reversed(deferred))
+
+    def _has_room(self, sequence: Sequence, path: list[Node]) -> bool:
+        """Room for its known tokens plus a page for every sequence that runs, so that admission does not preempt."""
+        if not self.running:
+            return True
+        needed = self._page_count(sequence.planned + 1) - len(path) + len(self.running)
+        return needed <= self.cache.available - self.cache.count_idle(path)
+
+    def _start(self, sequence: Sequence, path: list[Node]) -> None:
+        sequence.slot = self._slots.pop()
+        sequence.pages = self.cache.acquire(path)
+        sequence.nodes = list(path)
+        sequence.tail = path[-1] if path else self.cache.tree.root(sequence.namespace)
+        sequence.published = len(path)
+        sequence.computed = len(path) * self.cache.page_size
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+        self.running.append(sequence)
+
+    def _is_being_computed(self, sequence: Sequence, cached_pages: int) -> bool:
+        """Whether a running prefill is about to compute the next page of this prefix, so that waiting saves work."""
+        end = (cached_pages + 1) * self.cache.page_size
+        if sequence.request.score or not self.cache.sharing or end >= sequence.planned:
+            return False
+        prefix = sequence.tokens[:end]
+        return any(
+            not other.decoding
+            and not other.request.score
+            and other.namespace == sequence.namespace
+            and other.computed < end <= other.prompt_length
+            and np.array_equal(other.tokens[:end], prefix)
+            for other in self.running
+        )
+
+    def _reserve(self, sequence: Sequence, count: int) -> bool:
+        """Make sure that the next `count` tokens have pages."""
+        missing = self._page_count(sequence.computed + count) - len(sequence.pages)
+        if missing <= 0:
+            return True
+        pages = self.cache.allocate(missing)
+        if pages is None:
+            return False
+        sequence.pages += pages
+        return True
+
+    def _publish(self, sequence: Sequence, computed: int) -> None:
+        """Share the full pages among the first `computed` tokens."""
+        if not self.cache.sharing or sequence.tail is None:
+            return
+        if self._rope.kind == "dynamic" and sequence.namespace != 0:
+            computed = min(
+                computed, sequence.prompt_length
+            )  # answers were rotated by other bases than prompts are
+        size = self.cache.page_size
+        while (sequence.published + 1) * size <= computed:
+            index = sequence.published
+            key = sequence.tokens[index * size : (index + 1) * size].tobytes()
+            sequence.tail = self.cache.publish(sequence.tail, key, sequence.pages[index])
+            if sequence.tail.page == sequence.pages[index]:
+                sequence.nodes.append(sequence.tail)
+            sequence.published += 1
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.release(sequence)
+        sequence.rewind()
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _must_restart(self, sequence: Sequence) -> bool:
+        return (
+            self._restart is not None
+            and sequence.rope_floor <= self._restart
+            and sequence.computed + 1 > self._restart
+        )
+
+    def _restart_stretched(self, in_flight: bool) -> None:
+        """Start sequences that outgrow the original context again, with every key rotated for the long one."""
+        for sequence in [s for s in self.running if s.decoding and not s.exhausted and self._must_restart(s)]:
+            if in_flight:
+                raise TokensNeeded
+            self._preempt(sequence)
+            sequence.rope_floor = sequence.planned
+            sequence.namespace = prefix_namespace(self._rope, sequence.planned)
+
+    def _page_count(self, tokens: int) -> int:
+        return -(-tokens // self.cache.page_size)

@@ -1,0 +1,103 @@
+"""The state of one choice of one request while the engine works on it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxinfer.core import FinishReason, Request, TokenLogprob
+from jaxinfer.errors import RequestError
+from jaxinfer.kvcache.prefix import Node
+
+
+class Sequence:
+    """A prompt and the tokens that follow it.
+
+    The host plans steps before it has read the tokens of earlier ones. So there are three counts: `known` tokens have
+    reached the host, `planned` tokens exist once the planned steps have run, and of those the first
+    `computed` have their keys in the pool then.
+
+    Attributes:
+      choice: which of the request's n choices this is.
+      limit: most tokens, prompt included.
+      seed: the two words of its random key, int32 each.
+      uploaded: the device's slot holds what its penalties, biases and minimum length need.
+      namespace: sequences share prefixes within one namespace only (rotary scaling by length).
+      rope_floor: shortest sequence length that governs the rotation of its tokens.
+      decoding: the next input token is the one sampled last, which the device still holds.
+      slot: row of the device's per-sequence state while running, else -1.
+      pages: its page table.
+      nodes: the tree nodes of those of its pages that the tree shares.
+      tail: tree node of its last published page.
+      published: leading pages passed on to the tree, or found there.
+      cached_tokens: prompt tokens whose keys were found at its first admission.
+      prompt_logprobs: float32 [prompt_length - 1], scored sequences only.
+    """
+
+    def __init__(
+        self, request: Request, choice: int, *, limit: int, namespace: int = 0, seed: tuple[int, int] = (0, 0)
+    ):
+        self.request = request
+        self.seed = seed
+        self.choice = choice
+        self.limit = limit
+        self.namespace = namespace
+        self.prompt_length = len(request.prompt_ids)
+        self.rope_floor = self.prompt_length
+        self._tokens = np.empty(self.prompt_length + 64, np.int32)
+        self._tokens[: self.prompt_length] = request.prompt_ids
+        self.known = self.prompt_length
+        self.cached_tokens: int | None = None
+        self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs = np.empty(self.prompt_length - 1, np.float32) if request.score else None
+        self.finish_reason: FinishReason | None = None
+        self.error: RequestError | None = None
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forget every computed key: the sequence starts again from the tokens that are known."""
+        self.planned = self.known
+        self.computed = 0
+        self.decoding = False
+        self.slot = -1
+        self.uploaded = False
+        self.pages: list[int] = []
+        self.nodes: list[Node] = []
+        self.tail: Node | None = None
+        self.published = 0
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """int32 [known]: prompt and known generated tokens."""
+        return self._tokens[: self.known]
+
+    @property
+    def output(self) -> np.ndarray:
+        return self._tokens[self.prompt_length : self.known]
+
+    @property
+    def generated(self) -> int:
+        return self.known - self.prompt_length
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left to plan."""
+        return self.planned >= self.limit and (self.decoding or self.computed >= self.limit)
+
+    def append(self, token: int) -> None:
+        if self.known == len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
+        self._tokens[self.known] = token
+        self.known += 1
+
+    def advance(self, count: int) -> None:
+        """Book a planned step that computes `count` tokens; when none is left it samples the next."""
+        self.computed += count
+        if self.decoding:
+            self.planned += count
+        elif self.computed == self.planned and not self.request.score:
+            self.decoding = True
+            self.planned += 1
