@@ -60,7 +60,7 @@ class EngineSettings(Section):
       decode_steps: steps per device call when every sequence decodes and none waits.
       seed: determines the draws of requests that bring no seed of their own.
       layers: "scan" compiles one layer and loops, "unrolled" compiles all; "auto" picks by device and depth.
-      compile_cache: folder of the persistent compilation cache; empty is JAX's own setting.
+      compile_cache: folder of the persistent compilation cache; "auto" is the user's cache folder, "off" is none.
     """
 
     section: ClassVar[str] = "engine"
@@ -71,7 +71,7 @@ class EngineSettings(Section):
     decode_steps: int = setting(8, low=1, high=1024)
     seed: int = setting(0, low=-(2**63) + 1, high=2**63 - 1, answers=True)
     layers: str = setting("auto", choices=("auto", "scan", "unrolled"))
-    compile_cache: str = setting("")
+    compile_cache: str = setting("auto")
 
     @property
     def prefill_chunk(self) -> int:

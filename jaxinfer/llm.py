@@ -1,0 +1,202 @@
+"""The library call: a model folder in, completions out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxinfer.config import Settings
+from jaxinfer.core import Completion, Request, SamplingParams, TokenIds
+from jaxinfer.engine.engine import Engine
+from jaxinfer.errors import RequestError
+from jaxinfer.models.checkpoint import load_model, read_manifest
+from jaxinfer.models.tokenizer import Tokenizer, has_tokenizer
+
+EMBEDDED_MODEL = Path(__file__).parent / "assets" / "model"
+Prompt = str | TokenIds
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model ready to answer.
+
+    Args:
+      model: folder written by jaxinfer-convert; None for `config.model.path`, or the embedded model.
+      config: settings of the run.
+
+    Attributes:
+      tokenizer: None if the model folder has none; then prompts are token ids and answers have no text.
+      model_name: name of the folder.
+      model_fingerprint: identifies the model's results.
+
+    Raises:
+      ModelError: the folder cannot be read.
+      ConfigError: the settings do not fit the model or the machine.
+    """
+
+    def __init__(self, model: str | os.PathLike | None = None, *, config: Settings | None = None):
+        settings = config or Settings()
+        folder = Path(model or settings.model.path or EMBEDDED_MODEL)
+        _use_compilation_cache(settings.engine.compile_cache)
+        manifest = read_manifest(folder)
+        dtype = manifest.dtype if settings.model.dtype == "auto" else settings.model.dtype
+        unrolled = settings.engine.layers == "unrolled" or (
+            settings.engine.layers == "auto" and jax.default_backend() == "cpu"
+        )
+        model_config, weights = load_model(folder, dtype=dtype, layout="unstacked" if unrolled else "stacked")
+        self.model_name = folder.resolve().name
+        self.model_fingerprint = manifest.fingerprint
+        self.settings = settings
+        self.tokenizer = Tokenizer(folder) if has_tokenizer(folder) else None
+        self.engine = Engine(model_config, weights, settings, self.tokenizer)
+
+    def generate(
+        self, prompts: Iterable[Prompt], sampling: SamplingParams | Iterable[SamplingParams] | None = None
+    ) -> Iterator[Completion]:
+        """Complete texts or token ids. Yields one Completion per prompt, in order.
+
+        Args:
+          prompts: read as the engine has room for more.
+          sampling: for all prompts, or one each; the default samples at temperature 1 until the context is full.
+
+        A prompt that cannot be served yields a Completion with its `error`.
+        """
+        one_each = _one_each(sampling)
+        return self._in_order((self._ids(p), s, False) for p, s in zip(_checked(prompts), one_each))
+
+    def chat(
+        self,
+        conversations: Iterable[list[Message]],
+        sampling: SamplingParams | Iterable[SamplingParams] | None = None,
+    ) -> Iterator[Completion]:
+        """As `generate`, for lists of messages {"role", "content"} in the model's chat template."""
+        one_each = _one_each(sampling)
+        return self._in_order((self._chat_ids(c), s, False) for c, s in zip(conversations, one_each))
+
+    def score(self, prompts: Prompt | Iterable[Prompt]) -> np.ndarray | list[np.ndarray]:
+        """Log-probability (natural) of every token after the first: float32 [tokens - 1].
+
+        Args:
+          prompts: a text or its token ids; or an iterable of those, which gives a list.
+
+        Raises:
+          RequestError: a prompt is empty, too long or no prompt at all.
+        """
+        single = _is_prompt(prompts)
+        jobs = ((self._ids(p), SamplingParams(), True) for p in ([prompts] if single else prompts))
+        scores = []
+        for out in self._in_order(jobs):
+            if out.error is not None:
+                raise out.error
+            scores.append(out.prompt_logprobs)
+        return scores[0] if single else scores
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Completions in the order in which they finish; `requests` is read as the engine has room for more.
+
+        Closing the iterator cancels what is unfinished.
+        """
+        return self.engine.run(requests)
+
+    def warm_up(self) -> None:
+        """Compile everything now rather than when it is first needed."""
+        self.engine.warm_up()
+
+    def metrics(self) -> dict[str, float]:
+        """Counters since the model was loaded, see `engine.metrics.Metrics`."""
+        return self.engine.metrics.as_dict()
+
+    def _in_order(self, jobs: Iterable[tuple[Any, SamplingParams, bool]]) -> Iterator[Completion]:
+        done: dict[int, Completion] = {}
+
+        def requests() -> Iterator[Request]:
+            for index, (ids, sampling, score) in enumerate(jobs):
+                if isinstance(ids, RequestError):
+                    done[index] = Completion(request_id=str(index), error=ids)
+                else:
+                    yield Request(id=str(index), prompt_ids=ids, sampling=sampling, score=score)
+
+        turn = 0
+        for out in self.engine.run(requests()):
+            done[int(out.request_id)] = out
+            while turn in done:
+                yield done.pop(turn)
+                turn += 1
+        while turn in done:
+            yield done.pop(turn)
+            turn += 1
+
+    def _ids(self, prompt: Any) -> np.ndarray | RequestError:
+        try:
+            return self.prompt_ids(prompt)
+        except RequestError as error:
+            return error
+
+    def prompt_ids(self, prompt: Prompt) -> np.ndarray:
+        """int32 token ids of a text (with the special tokens that the model adds) or of ids given as such.
+
+        Raises:
+          RequestError: neither of both, or text for a model without a tokenizer.
+        """
+        if isinstance(prompt, str):
+            return np.asarray(self._need_tokenizer().encode(prompt), np.int32)
+        try:
+            ids = np.asarray(prompt)
+        except ValueError:
+            ids = np.asarray(None)
+        if ids.ndim != 1 or not (ids.size == 0 or np.issubdtype(ids.dtype, np.integer)):
+            raise RequestError(
+                "invalid_prompt", f"prompt: expected text or a list of token ids, not {type(prompt).__name__}"
+            )
+        if ids.size and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
+            raise RequestError("invalid_token", "prompt: token ids must be in the vocabulary")
+        return ids.astype(np.int32)
+
+    def _chat_ids(self, messages: list[Message]) -> np.ndarray | RequestError:
+        try:
+            return np.asarray(self._need_tokenizer().chat(messages), np.int32)
+        except RequestError as error:
+            return error
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError(
+                "no_tokenizer", f"the model {self.model_name} has no tokenizer; give token ids"
+            )
+        return self.tokenizer
+
+
+def _is_prompt(prompts: Any) -> bool:
+    if isinstance(prompts, str) or (isinstance(prompts, np.ndarray) and prompts.ndim == 1):
+        return True
+    return isinstance(prompts, (list, tuple)) and all(isinstance(p, (int, np.integer)) for p in prompts)
+
+
+def _checked(prompts: Iterable[Prompt]) -> Iterable[Prompt]:
+    if isinstance(prompts, str):
+        raise TypeError("prompts: expected an iterable of prompts, not one text; wrap it in a list")
+    return prompts
+
+
+def _one_each(sampling: SamplingParams | Iterable[SamplingParams] | None) -> Iterator[SamplingParams]:
+    if sampling is None or isinstance(sampling, SamplingParams):
+        same = sampling or SamplingParams()
+        while True:
+            yield same
+    yield from sampling
+
+
+def _use_compilation_cache(folder: str) -> None:
+    """Compiled programs outlive the process: a second run of the same model starts at once."""
+    if folder == "off" or (folder == "auto" and jax.config.jax_compilation_cache_dir is not None):
+        return
+    if folder == "auto":
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = str(home / "jaxinfer" / "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
