@@ -116,4 +116,6 @@ def test_grouped_matmul():
     want = np.zeros((50, 40))
     for group, rows in enumerate(np.split(np.arange(45), np.cumsum(sizes)[:-1])):
         want[rows] = x[rows].astype(np.float64) @ w[group]
-    np.testing.assert_allclose(grouped_matmul(jnp.asarray(x), jnp.asarray(w), jnp.asarray(sizes)), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        grouped_matmul(jnp.asarray(x), jnp.asarray(w), jnp.asarray(sizes)), want, rtol=1e-5, atol=1e-5
+    )

@@ -1,0 +1,224 @@
+"""A float32 vector of the machine's width as a numba type, with the operations that the kernels use."""
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+from pallas_kernels._cpu.memory import F32, I8, I16, I32, jit, pointer
+
+
+def _host_lanes() -> int:
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16
+    return 8 if features.get("avx2") else 4
+
+
+LANES = _host_lanes()
+# Registers: AVX2 has 16 of them, AVX-512 and NEON 32.
+REGISTERS = 16 if LANES == 8 or not llvm.get_process_triple().startswith(("x86", "aarch64", "arm64")) else 32
+
+
+def vector_type(lanes: int, element=F32) -> ir.VectorType:
+    return ir.VectorType(element, lanes)
+
+
+def constant(value: float, lanes: int = LANES) -> ir.Constant:
+    return ir.Constant(vector_type(lanes), [value] * lanes)
+
+
+def splat(builder, scalar, lanes: int = LANES):
+    empty = ir.Constant(vector_type(lanes, scalar.type), ir.Undefined)
+    first = builder.insert_element(empty, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(vector_type(lanes, I32), [0] * lanes))
+
+
+def shuffle(builder, a, b, lanes_of_result: list[int]):
+    return builder.shuffle_vector(a, b, ir.Constant(vector_type(len(lanes_of_result), I32), lanes_of_result))
+
+
+def load(builder, i8_pointer, lanes: int, bf16: bool = False):
+    """`lanes` float32, or bfloat16 widened to float32."""
+    if not bf16:
+        return builder.load(builder.bitcast(i8_pointer, vector_type(lanes).as_pointer()), align=4)
+    halves = builder.load(builder.bitcast(i8_pointer, vector_type(lanes, I16).as_pointer()), align=2)
+    wide = builder.zext(halves, vector_type(lanes, I32))
+    shifted = builder.shl(wide, ir.Constant(wide.type, [16] * lanes))
+    return builder.bitcast(shifted, vector_type(lanes))
+
+
+def store(builder, value, i8_pointer) -> None:
+    builder.store(value, builder.bitcast(i8_pointer, value.type.as_pointer()), align=4)
+
+
+def llvm_function(module, name: str, result, parameters):
+    """A function declared by its full name, once per module."""
+    return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, parameters), name)
+
+
+def multiply_add(builder, a, b, c):
+    """a * b + c, fused where the machine can (llvm.fma would call a library function where it cannot)."""
+    function = llvm_function(builder.module, f"llvm.fmuladd.v{a.type.count}f32", a.type, [a.type] * 3)
+    return builder.call(function, [a, b, c])
+
+
+def maximum(builder, a, b):
+    """The larger; NaN in a gives b."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+class VectorType(types.Type):
+    def __init__(self):
+        super().__init__(name=f"float32x{LANES}")
+
+
+float32v = VectorType()
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, vector_type(LANES))
+
+
+@intrinsic
+def vload(typingctx, address):
+    def codegen(context, builder, signature, args):
+        return load(builder, pointer(builder, args[0], I8), LANES)
+
+    return float32v(types.int64), codegen
+
+
+@intrinsic
+def vstore(typingctx, address, value):
+    def codegen(context, builder, signature, args):
+        store(builder, args[1], pointer(builder, args[0], I8))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, float32v), codegen
+
+
+@intrinsic
+def vsplat(typingctx, scalar):
+    def codegen(context, builder, signature, args):
+        return splat(builder, args[0])
+
+    return float32v(types.float32), codegen
+
+
+@intrinsic
+def vmuladd(typingctx, a, b, c):
+    """a * b + c"""
+
+    def codegen(context, builder, signature, args):
+        return multiply_add(builder, *args)
+
+    return float32v(float32v, float32v, float32v), codegen
+
+
+@intrinsic
+def vmax(typingctx, a, b):
+    def codegen(context, builder, signature, args):
+        return maximum(builder, *args)
+
+    return float32v(float32v, float32v), codegen
+
+
+@intrinsic
+def vadd(typingctx, a, b):
+    return float32v(float32v, float32v), lambda context, builder, signature, args: builder.fadd(*args)
+
+
+@intrinsic
+def vsub(typingctx, a, b):
+    return float32v(float32v, float32v), lambda context, builder, signature, args: builder.fsub(*args)
+
+
+@intrinsic
+def vmul(typingctx, a, b):
+    return float32v(float32v, float32v), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@intrinsic
+def vdiv(typingctx, a, b):
+    return float32v(float32v, float32v), lambda context, builder, signature, args: builder.fdiv(*args)
+
+
+def _fold(builder, value, combine):
+    """Combines all lanes by halves: the same order for every call."""
+    lanes = LANES
+    while lanes > 1:
+        lanes //= 2
+        low = shuffle(builder, value, value, list(range(lanes)))
+        value = combine(builder, low, shuffle(builder, value, value, list(range(lanes, 2 * lanes))))
+    return builder.extract_element(value, ir.Constant(I32, 0))
+
+
+@intrinsic
+def vreduce_add(typingctx, value):
+    def codegen(context, builder, signature, args):
+        return _fold(builder, args[0], lambda b, x, y: b.fadd(x, y))
+
+    return types.float32(float32v), codegen
+
+
+@intrinsic
+def vreduce_max(typingctx, value):
+    def codegen(context, builder, signature, args):
+        return _fold(builder, args[0], maximum)
+
+    return types.float32(float32v), codegen
+
+
+@intrinsic
+def vkeep(typingctx, value, low, high):
+    """Lanes i with low <= i < high of value, minus infinity elsewhere."""
+
+    def codegen(context, builder, signature, args):
+        value, low, high = args
+        lane = ir.Constant(vector_type(LANES, I32), list(range(LANES)))
+        low, high = (splat(builder, builder.trunc(x, I32)) for x in (low, high))
+        inside = builder.and_(builder.icmp_signed(">=", lane, low), builder.icmp_signed("<", lane, high))
+        return builder.select(inside, value, constant(float("-inf")))
+
+    return float32v(float32v, types.int64, types.int64), codegen
+
+
+@intrinsic
+def vexp(typingctx, x):
+    """exp to about 1e-7 relative: 2^n * p(r), the polynomial of Cephes' expf. Below -87, zero; above 88, exp(88)."""
+
+    def codegen(context, builder, signature, args):
+        x = args[0]
+        vanishes = builder.fcmp_unordered("<", x, constant(-87.0))
+        x = builder.select(builder.fcmp_ordered("<", x, constant(88.0)), x, constant(88.0))
+        # Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+        magic = constant(12582912.0)
+        shifted = builder.fadd(builder.fmul(x, constant(1.4426950408889634)), magic)
+        n = builder.fsub(shifted, magic)
+        # ln 2 in two parts (Cody and Waite), the first exact in few bits.
+        r = multiply_add(builder, n, constant(-0.693359375), x)
+        r = multiply_add(builder, n, constant(2.12194440e-4), r)
+        p = constant(1.9875691500e-4)
+        for coefficient in (
+            1.3981999507e-3,
+            8.3334519073e-3,
+            4.1665795894e-2,
+            1.6666665459e-1,
+            5.0000001201e-1,
+        ):
+            p = multiply_add(builder, p, r, constant(coefficient))
+        p = multiply_add(builder, p, builder.fmul(r, r), builder.fadd(r, constant(1.0)))
+        integers = vector_type(LANES, I32)
+        exponent = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * LANES))
+        scaled = builder.bitcast(builder.add(builder.bitcast(p, integers), exponent), vector_type(LANES))
+        return builder.select(vanishes, constant(0.0), scaled)
+
+    return float32v(float32v), codegen
+
+
+@jit
+def vsigmoid(x):
+    one = vsplat(1.0)
+    return vdiv(one, vadd(one, vexp(vsub(vsplat(0.0), x))))
