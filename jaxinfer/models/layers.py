@@ -26,66 +26,70 @@ class Make(Protocol):
 class Norm(nnx.Module):
     """scale [*shape]; bias [*shape] for layer norm, None for RMS norm."""
 
-    scale: nnx.Data[jax.Array]
-    bias: nnx.Data[jax.Array | None]
+    scale: jax.Array
+    bias: jax.Array | None
 
     def __init__(self, make: Make, *shape: int, bias: bool = False):
-        self.scale = make.ones(*shape)
-        self.bias = make.zeros(*shape) if bias else None
+        self.scale = nnx.data(make.ones(*shape))
+        self.bias = nnx.data(make.zeros(*shape) if bias else None)
 
 
 class Attention(nnx.Module):
     """qkv [D, Hkv, G+2, Dh] (each KV head holds its G query heads, then k, then v, so that a shard by KV head is whole),
     qkv_bias [Hkv, G+2, Dh], out [Hq, Dh, D], out_bias [D], q_norm [Dh] or [Hq, Dh], k_norm [Dh] or [Hkv, Dh]."""
 
-    qkv: nnx.Data[jax.Array]
-    qkv_bias: nnx.Data[jax.Array | None]
-    out: nnx.Data[jax.Array]
-    out_bias: nnx.Data[jax.Array | None]
-    q_norm: nnx.Data[jax.Array | None]
-    k_norm: nnx.Data[jax.Array | None]
+    qkv: jax.Array
+    qkv_bias: jax.Array | None
+    out: jax.Array
+    out_bias: jax.Array | None
+    q_norm: jax.Array | None
+    k_norm: jax.Array | None
 
     def __init__(self, make: Make, config: ModelConfig, lead: Lead):
         wide, slots, dim = config.hidden_size, config.group + 2, config.head_dim
-        self.qkv = make.weight(*lead, wide, config.kv_heads, slots, dim)
-        self.qkv_bias = make.zeros(*lead, config.kv_heads, slots, dim) if config.qkv_bias else None
-        self.out = make.weight(*lead, config.heads, dim, wide)
-        self.out_bias = make.zeros(*lead, wide) if config.out_bias else None
+        self.qkv = nnx.data(make.weight(*lead, wide, config.kv_heads, slots, dim))
+        self.qkv_bias = nnx.data(make.zeros(*lead, config.kv_heads, slots, dim) if config.qkv_bias else None)
+        self.out = nnx.data(make.weight(*lead, config.heads, dim, wide))
+        self.out_bias = nnx.data(make.zeros(*lead, wide) if config.out_bias else None)
         full = config.qk_norm == "full"
         normed = config.qk_norm != "none"
-        self.q_norm = make.ones(*lead, *((config.heads, dim) if full else (dim,))) if normed else None
-        self.k_norm = make.ones(*lead, *((config.kv_heads, dim) if full else (dim,))) if normed else None
+        self.q_norm = nnx.data(
+            make.ones(*lead, *((config.heads, dim) if full else (dim,))) if normed else None
+        )
+        self.k_norm = nnx.data(
+            make.ones(*lead, *((config.kv_heads, dim) if full else (dim,))) if normed else None
+        )
 
 
 class MLP(nnx.Module):
     """gate_up [D, 2, F], gate_up_bias [2, F], down [F, D], down_bias [D]."""
 
-    gate_up: nnx.Data[jax.Array]
-    gate_up_bias: nnx.Data[jax.Array | None]
-    down: nnx.Data[jax.Array]
-    down_bias: nnx.Data[jax.Array | None]
+    gate_up: jax.Array
+    gate_up_bias: jax.Array | None
+    down: jax.Array
+    down_bias: jax.Array | None
 
     def __init__(self, make: Make, config: ModelConfig, lead: Lead):
         wide, width = config.hidden_size, config.mlp_width
-        self.gate_up = make.weight(*lead, wide, 2, width)
-        self.gate_up_bias = make.zeros(*lead, 2, width) if config.mlp_bias else None
-        self.down = make.weight(*lead, width, wide)
-        self.down_bias = make.zeros(*lead, wide) if config.mlp_bias else None
+        self.gate_up = nnx.data(make.weight(*lead, wide, 2, width))
+        self.gate_up_bias = nnx.data(make.zeros(*lead, 2, width) if config.mlp_bias else None)
+        self.down = nnx.data(make.weight(*lead, width, wide))
+        self.down_bias = nnx.data(make.zeros(*lead, wide) if config.mlp_bias else None)
 
 
 class MoE(nnx.Module):
     """router [D, E], gate_up [E, D, 2, F], down [E, F, D]."""
 
-    router: nnx.Data[jax.Array]
-    gate_up: nnx.Data[jax.Array]
-    down: nnx.Data[jax.Array]
+    router: jax.Array
+    gate_up: jax.Array
+    down: jax.Array
 
     def __init__(self, make: Make, config: ModelConfig, lead: Lead):
         assert config.moe is not None
         wide, experts, width = config.hidden_size, config.moe.experts, config.moe.width
-        self.router = make.weight(*lead, wide, experts)
-        self.gate_up = make.weight(*lead, experts, wide, 2, width)
-        self.down = make.weight(*lead, experts, width, wide)
+        self.router = nnx.data(make.weight(*lead, wide, experts))
+        self.gate_up = nnx.data(make.weight(*lead, experts, wide, 2, width))
+        self.down = nnx.data(make.weight(*lead, experts, width, wide))
 
 
 class Layer(nnx.Module):
@@ -103,16 +107,16 @@ class Decoder(nnx.Module):
     """embed [V, D]; runs: one stacked Layer (or, unstacked, a list of Layers) per entry of `config.runs`; norm;
     head [D, V], None where it is tied to embed; head_bias [V]."""
 
-    embed: nnx.Data[jax.Array]
-    head: nnx.Data[jax.Array | None]
-    head_bias: nnx.Data[jax.Array | None]
+    embed: jax.Array
+    head: jax.Array | None
+    head_bias: jax.Array | None
 
     def __init__(self, make: Make, config: ModelConfig):
         vocab, wide = config.vocab_size, config.hidden_size
-        self.embed = make.weight(vocab, wide)
+        self.embed = nnx.data(make.weight(vocab, wide))
         self.runs: nnx.List = nnx.List(
             [Layer(make, config, moe=moe, lead=(count,)) for moe, count in config.runs]
         )
         self.norm = Norm(make, wide, bias=config.norm == "layer")
-        self.head = None if config.tie_embeddings else make.weight(wide, vocab)
-        self.head_bias = make.zeros(vocab) if config.head_bias else None
+        self.head = nnx.data(None if config.tie_embeddings else make.weight(wide, vocab))
+        self.head_bias = nnx.data(make.zeros(vocab) if config.head_bias else None)
