@@ -122,7 +122,6 @@ class BatchSettings(Section):
 
     Attributes:
       order: of output rows: "completion" writes them as they finish, "input" as they were read.
-      window: rows tokenized in one go.
       max_line_bytes: longest input line; a longer one becomes an error row without being held in memory.
       reorder_bytes: memory for rows that wait for an earlier one under "input" order; the rest waits on disk.
       flush_seconds: finished rows reach the operating system this often.
@@ -132,7 +131,6 @@ class BatchSettings(Section):
 
     section: ClassVar[str] = "batch"
     order: str = setting("completion", choices=("completion", "input"))
-    window: int = setting(64, low=1, high=2**16)
     max_line_bytes: int = setting(64 * 2**20, low=1024, high=2**31)
     reorder_bytes: int = setting(64 * 2**20, low=0)
     flush_seconds: float = setting(0.2, low=0, high=3600)

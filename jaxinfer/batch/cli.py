@@ -1,0 +1,223 @@
+"""The `jaxinfer-batch` command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from jaxinfer.batch.interruption import Interrupted, Interruption
+from jaxinfer.batch.journal import Journal, OutputFile
+from jaxinfer.batch.kept import JournalError, is_error_row
+from jaxinfer.batch.progress import reporter
+from jaxinfer.batch.runner import BatchRun, Engine, fatal_message
+from jaxinfer.batch.source import InputError, Source
+from jaxinfer.batch.tally import Tally
+from jaxinfer.config import Settings, load_config
+from jaxinfer.errors import JaxInferError
+
+ALL_ANSWERED, SOME_ERRORS, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+_EPILOG = """exit status: 0 all rows answered; 1 finished, some rows are errors; 2 wrong usage, config or model;
+130 interrupted or out of disk space: the same command goes on where it stopped"""
+_MAX_NOTICES = 50
+
+
+def main(argv: Sequence[str] | None = None, *, load_model: Callable[[Settings], Engine] | None = None) -> int:
+    """Runs the command; the return value is its exit status."""
+    options = _parser().parse_args(argv)
+    console = Console(stderr=True, quiet=False)
+    with Interruption() as interruption:
+        try:
+            return _Command(options, console, interruption).run(load_model or _load_model)
+        except Interrupted:
+            _say(console, "interrupted before the first row; nothing was written")
+            return INTERRUPTED
+        except (JaxInferError, MemoryError) as error:
+            _say(console, f"jaxinfer-batch: {fatal_message(error)}")
+            return FAILED
+
+
+class _Command:
+    """One call of the command."""
+
+    def __init__(self, options: argparse.Namespace, console: Console, interruption: Interruption):
+        self.options, self.console, self.interruption = options, console, interruption
+        overrides = list(options.set)
+        if options.model is not None:
+            overrides.append(f"model.path={json.dumps(options.model)}")
+        if options.order is not None:
+            overrides.append(f"batch.order={options.order}")
+        self.settings = load_config(options.config, overrides)
+        self.tally = Tally()
+        self._noticed: set[str] = set()
+
+    def run(self, load_model: Callable[[Settings], Engine]) -> int:
+        _check_paths(self.options)
+        source = Source(self.options.input, max_line_bytes=self.settings.batch.max_line_bytes)
+        output = OutputFile(self.options.output, overwrite=self.options.overwrite)
+        try:
+            with self.interruption.exposed():
+                run = self._prepare(load_model(self.settings), source)
+                run.check_kept(output.kept, output.path)
+            batch = self.settings.batch
+            journal = output.start(flush_seconds=batch.flush_seconds, sync_seconds=batch.sync_seconds)
+        except BaseException:
+            output.close()
+            raise
+        self.tally.size = source.size
+        return self._answer(run, journal)
+
+    def _prepare(self, engine: Engine, source: Source) -> BatchRun:
+        return BatchRun(
+            engine,
+            source,
+            self.settings,
+            tally=self.tally,
+            interruption=self.interruption,
+            ignored=self._notice_ignored,
+        )
+
+    def _answer(self, run: BatchRun, journal: Journal) -> int:
+        quiet = self.options.quiet
+        with contextlib.nullcontext() if quiet else reporter(self.tally, self.console):
+            failure = self._finish(run, journal)
+        if failure is not None:
+            return self._explain(failure, journal)
+        status = SOME_ERRORS if self.tally.all_errors else ALL_ANSWERED
+        self._write_extras(run, status)
+        if not quiet:
+            _say(self.console, self.tally.summary())
+        return status
+
+    def _finish(self, run: BatchRun, journal: Journal) -> BaseException | None:
+        """Runs to the end or to what stops it; either way the journal is closed whole."""
+        failure: BaseException | None = None
+        try:
+            with self.interruption.exposed():
+                run.run(journal)
+        except (Exception, Interrupted) as error:
+            failure = error
+        try:
+            journal.close()
+        except JournalError as error:
+            failure = failure if isinstance(failure, JournalError) else error
+        return failure
+
+    def _explain(self, failure: BaseException, journal: Journal) -> int:
+        if isinstance(failure, Interrupted):
+            _say(self.console, "interrupted")
+        elif isinstance(failure, (JaxInferError, MemoryError)):
+            _say(self.console, f"jaxinfer-batch: {fatal_message(failure)}")
+        else:
+            traceback.print_exception(failure, file=sys.stderr)
+            _say(self.console, f"jaxinfer-batch: {fatal_message(failure)}")
+        without = " without --overwrite" if self.options.overwrite else ""
+        _say(
+            self.console,
+            f"finished rows are safe in {journal.path}; the same command{without} goes on from there",
+        )
+        return INTERRUPTED if isinstance(failure, (Interrupted, JournalError)) else FAILED
+
+    def _write_extras(self, run: BatchRun, status: int) -> None:
+        if self.options.metrics:
+            numbers = self.tally.metrics() | {"exit_status": status}
+            numbers |= {f"engine_{name}": value for name, value in run.engine_metrics().items()}
+            _write_file(self.options.metrics, [json.dumps(numbers, indent=2).encode() + b"\n"])
+        if self.options.errors:
+            with open(self.options.output, "rb") as rows:
+                _write_file(self.options.errors, filter(is_error_row, rows))
+
+    def _notice_ignored(self, name: str) -> None:
+        """Says once for each name that a field has no effect; a hostile file cannot make the list grow for ever."""
+        if name in self._noticed or len(self._noticed) > _MAX_NOTICES or self.options.quiet:
+            return
+        self._noticed.add(name)
+        last = "; further names are not reported" if len(self._noticed) > _MAX_NOTICES else ""
+        _say(self.console, f"warning: {name[:200]} has no effect{last}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxinfer-batch",
+        description="Answers every row of an OpenAI batch file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "-i",
+        "--input",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="JSON lines, .gz, or -; may be repeated",
+    )
+    add("-o", "--output", required=True, metavar="FILE", help="rows already in it are kept and skipped")
+    add("--model", metavar="FOLDER", help="a converted model; the embedded one if left out")
+    add("--config", metavar="FILE", help="settings in TOML")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="one setting; wins over --config",
+    )
+    add("--overwrite", action="store_true", help="start anew even if the output holds rows")
+    add("--order", choices=("completion", "input"), help="order of the output rows")
+    add("--errors", metavar="FILE", help="write the error rows there as well")
+    add("--metrics", metavar="FILE", help="write counts and rates there as JSON")
+    add("--quiet", action="store_true", help="no progress, warnings or summary")
+    return parser
+
+
+def _load_model(settings: Settings) -> Engine:
+    from jaxinfer.llm import LLM  # late: --help and wrong usage need no accelerator
+
+    return LLM(settings.model.path or None, config=settings)
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """No file may be read and written in one run."""
+    written = [path for path in (options.output, options.errors, options.metrics) if path and path != "-"]
+    for path in (*options.input, options.config):
+        clash = next((other for other in written if path and _same(path, other)), None)
+        if clash:
+            raise InputError(f"{clash}: is an input of this run; choose another output")
+    if len({os.path.realpath(path) for path in written}) < len(written):
+        raise InputError("--output, --errors and --metrics must be different files")
+    if options.errors and (
+        options.output == "-" or (os.path.exists(options.output) and not os.path.isfile(options.output))
+    ):
+        raise InputError("--errors needs an output that is a file")
+
+
+def _same(path: str, other: str) -> bool:
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
+def _write_file(path: str, lines) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.writelines(lines)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise JournalError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def _say(console: Console, text: str) -> None:
+    with contextlib.suppress(OSError):  # a closed stderr is no reason to lose a run
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

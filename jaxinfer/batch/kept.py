@@ -1,0 +1,130 @@
+"""What an output file already holds: the rows of an earlier run, read without changing a byte."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import IO
+
+from jaxinfer.batch.identity import ID_PREFIX, DigestSet
+from jaxinfer.errors import JaxInferError
+
+# Not the row's own fault: the next run tries these again.
+RETRIED_CODES = frozenset({"engine_error", "input_unreadable"})
+_START = b'{"id":"' + ID_PREFIX.encode()
+
+
+class JournalError(JaxInferError):
+    """An output that cannot be written, or that is not this run's own."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """The rows of an output file.
+
+    Attributes:
+      keys: of the rows that stay.
+      good_bytes: where whole rows end; what follows was torn off by a crash.
+      lacks_newline: the last whole row does.
+      retried: rows whose error was not their own; they are dropped and done again.
+      errors: by code, of the rows that stay.
+      system_fingerprint: of the first answer, None if there is none.
+    """
+
+    keys: DigestSet = field(default_factory=DigestSet)
+    good_bytes: int = 0
+    lacks_newline: bool = False
+    retried: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    system_fingerprint: str | None = None
+
+
+def read_kept(file: IO[bytes], name: str) -> Kept:
+    """Raises JournalError, with the line's number, for a file that holds anything but our own rows and a torn tail."""
+    kept = Kept()
+    for number, line in enumerate(_lines(file, name), start=1):
+        row = _parse(line)
+        if row is None:
+            if line.endswith(b"\n") or not _is_torn(line):
+                raise JournalError(f"{name}:{number}: not a row of jaxinfer-batch; --overwrite starts anew")
+            return kept
+        kept.good_bytes += len(line)
+        kept.lacks_newline = not line.endswith(b"\n")
+        _count(kept, row, f"{name}:{number}")
+    return kept
+
+
+def key_of(line: bytes) -> bytes | None:
+    """The digest under which a whole output row is kept; None if it is not a row of ours or is to be retried."""
+    row = _parse(line)
+    return None if row is None or _error_code(row) in RETRIED_CODES else _key(row)
+
+
+def is_error_row(line: bytes) -> bool:
+    row = _parse(line)
+    return row is not None and _error_code(row) is not None
+
+
+def _lines(file: IO[bytes], name: str):
+    # A foreign file may be one line of many gigabytes: look at its first byte before reading a line.
+    start = file.read(1)
+    if start not in (b"", b"{", b"\0"):
+        raise JournalError(f"{name}:1: not a row of jaxinfer-batch; --overwrite starts anew")
+    file.seek(0, os.SEEK_SET)
+    return iter(file.readline, b"")
+
+
+def _parse(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return (
+        row
+        if isinstance(row, dict) and _key(row) is not None and {"response", "error"} <= row.keys()
+        else None
+    )
+
+
+def _key(row: dict) -> bytes | None:
+    name = row.get("id")
+    if not isinstance(name, str) or not name.startswith(ID_PREFIX) or len(name) != len(ID_PREFIX) + 32:
+        return None
+    try:
+        return bytes.fromhex(name[len(ID_PREFIX) :])
+    except ValueError:
+        return None
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether an unfinished last line is ours: the beginning of a row, or the zeros that a power cut leaves."""
+    return tail.startswith(_START) or _START.startswith(tail) or not tail.strip(b"\0")
+
+
+def _count(kept: Kept, row: dict, where: str) -> None:
+    code = _error_code(row)
+    if code in RETRIED_CODES:
+        kept.retried += 1
+        return
+    key = _key(row)
+    assert key is not None
+    if not kept.keys.add(key):
+        raise JournalError(
+            f"{where}: answers a request that an earlier line answers; --overwrite starts anew"
+        )
+    if code is not None:
+        kept.errors[code] += 1
+    elif kept.system_fingerprint is None:
+        kept.system_fingerprint = _fingerprint(row)
+
+
+def _error_code(row: dict) -> str | None:
+    error = row["error"]
+    return None if error is None else str(error.get("code")) if isinstance(error, dict) else "unknown"
+
+
+def _fingerprint(row: dict) -> str | None:
+    body = row["response"].get("body") if isinstance(row["response"], dict) else None
+    return body.get("system_fingerprint") if isinstance(body, dict) else None

@@ -1,0 +1,107 @@
+"""How far a run is: a bar on a terminal, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from jaxinfer.batch.tally import Tally
+
+
+class Reporter(Protocol):
+    """Shows a tally while it is entered."""
+
+    def __enter__(self) -> object: ...
+    def __exit__(self, *_) -> None: ...
+
+
+class _Periodic:
+    """Calls `_show` every `period` seconds from a thread of its own, so that a long step does not silence it."""
+
+    period = 60.0
+
+    def __init__(self, tally: Tally, console: Console):
+        self._tally, self._console = tally, console
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="progress", daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._done.wait(self.period):
+            self._show()
+
+    def _show(self) -> None:
+        raise NotImplementedError
+
+
+class Lines(_Periodic):
+    """A line a minute."""
+
+    def _show(self) -> None:
+        share = (
+            f"{self._tally.position / self._tally.size:.0%} of the input read, " if self._tally.size else ""
+        )
+        self._console.print(f"{share}{state(self._tally)}", highlight=False, soft_wrap=True)
+
+
+class Bar(_Periodic):
+    """A bar over the bytes of the input, or an endless one for a pipe."""
+
+    period = 0.25
+
+    def __init__(self, tally: Tally, console: Console):
+        super().__init__(tally, console)
+        self._progress = Progress(
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=tally.size)
+
+    def __enter__(self):
+        self._progress.start()
+        return super().__enter__()
+
+    def __exit__(self, *_) -> None:
+        super().__exit__()
+        self._progress.stop()
+
+    def _show(self) -> None:
+        self._progress.update(
+            self._task, completed=self._tally.position, description=state(self._tally), refresh=True
+        )
+
+
+def state(tally: Tally) -> str:
+    prompt_rate, generated_rate = tally.rates()
+    errors = f", {count:,} errors" if (count := tally.all_errors.total()) else ""
+    return (
+        f"{tally.rows:,} rows{errors}, {prompt_rate:,.0f} tokens/s in ({tally.cached_share:.0%} cached), "
+        f"{generated_rate:,.0f} out"
+    )
+
+
+def reporter(tally: Tally, console: Console) -> Reporter:
+    return Bar(tally, console) if console.is_terminal else Lines(tally, console)
