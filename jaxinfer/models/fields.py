@@ -23,7 +23,7 @@ class Fields:
 
     def __init__(self, values: Any, where: str):
         if not isinstance(values, Mapping):
-            raise ModelError(f"{where}: {_short(values)} is not a JSON object")
+            raise ModelError(f"{where} is {_short(values)}; accepted: a JSON object")
         self.values, self.where = values, where
 
     def __contains__(self, key: str) -> bool:

@@ -10,48 +10,20 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract
-
-Shape = tuple[int, ...]
-Index = tuple[int | slice, ...]
-_EVERYTHING: Index = ()
-_EVERY = slice(None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One piece of a checkpoint tensor and its place. A fused tensor has several pieces: several specs of one name.
-
-    Attributes:
-      name: of the tensor in the checkpoint.
-      shape: of the whole tensor in the checkpoint.
-      source: index of the piece in that tensor; () is all of it.
-      split: shape that the piece is viewed as, before `axes`.
-      axes: then its axes in this order.
-      target: path of the array in storage.
-      slot: index in that array which the piece fills; () is all of it.
-      part: what the piece is, for messages: "q", "gate", "router", ...
-    """
-
-    name: str
-    shape: Shape
-    target: str
-    part: str
-    split: Shape
-    axes: tuple[int, ...]
-    source: Index = _EVERYTHING
-    slot: Index = _EVERYTHING
-
-    def read(self, tensor: np.ndarray) -> np.ndarray:
-        """The piece as it lies in storage: a view of the checkpoint's tensor, [*shape] -> [*target[slot]]."""
-        return tensor[self.source].reshape(self.split).transpose(self.axes)
-
-    def place(self, tensor: np.ndarray, target: np.ndarray) -> None:
-        """Writes the piece of the checkpoint's tensor into the storage array."""
-        target[self.slot] = self.read(tensor)
+from jaxinfer.models.tensor_spec import (
+    EVERY,
+    EVERYTHING,
+    Index,
+    Shape,
+    TensorSpec,
+    fused_gate_up,
+    matrix,
+    norm,
+    whole,
+)
 
 
 def tensor_table(config: ModelConfig, names: Container[str] | None = None) -> tuple[TensorSpec, ...]:
@@ -62,12 +34,12 @@ def tensor_table(config: ModelConfig, names: Container[str] | None = None) -> tu
         transformers 5 keeps them in memory) they decide; without them, the layout of the hub.
     """
     names = () if names is None else names
-    specs = [_whole("model.embed_tokens.weight", "embed", "embed", (config.vocab_size, config.hidden_size))]
-    specs += _norm("model.norm", "norm", config)
+    specs = [whole("model.embed_tokens.weight", "embed", "embed", (config.vocab_size, config.hidden_size))]
+    specs += norm("model.norm", "norm", config)
     if not config.tie_embeddings:
-        specs.append(_matrix("lm_head.weight", "head", "head", config.vocab_size, config.hidden_size))
+        specs.append(matrix("lm_head.weight", "head", "head", config.vocab_size, config.hidden_size))
     if config.head_bias:
-        specs.append(_whole("lm_head.bias", "head_bias", "head_bias", (config.vocab_size,)))
+        specs.append(whole("lm_head.bias", "head_bias", "head_bias", (config.vocab_size,)))
     for layer, has_experts in enumerate(config.moe_layers):
         specs += _layer(layer, has_experts, config, names)
     return tuple(specs)
@@ -104,8 +76,8 @@ def _leaves(tree) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
 
 def _layer(layer: int, has_experts: bool, config: ModelConfig, names: Container[str]) -> Iterator[TensorSpec]:
     source, target = f"model.layers.{layer}", f"layers.{layer}"
-    yield from _norm(f"{source}.input_layernorm", f"{target}.attn_norm", config)
-    yield from _norm(f"{source}.post_attention_layernorm", f"{target}.mlp_norm", config)
+    yield from norm(f"{source}.input_layernorm", f"{target}.attn_norm", config)
+    yield from norm(f"{source}.post_attention_layernorm", f"{target}.mlp_norm", config)
     yield from _attention(f"{source}.self_attn", f"{target}.attention", config)
     if has_experts:
         yield from _moe(source, target, config, names)
@@ -128,7 +100,7 @@ def _attention(source: str, target: str, config: ModelConfig) -> Iterator[Tensor
         fused = config.family in _FUSED
         stem = f"{source}.qkv_proj" if fused else f"{source}.{part}_proj"
         shape = fused_rows if fused else rows
-        piece: Index = (slice(row, row + rows),) if fused else _EVERYTHING
+        piece: Index = (slice(row, row + rows),) if fused else EVERYTHING
         last = len(split)
         yield TensorSpec(
             name=f"{stem}.weight",
@@ -137,7 +109,7 @@ def _attention(source: str, target: str, config: ModelConfig) -> Iterator[Tensor
             split=(*split, wide),
             axes=(last, *range(last)),
             target=f"{target}.qkv",
-            slot=(_EVERY, _EVERY, slot),
+            slot=(EVERY, EVERY, slot),
             part=part,
         )
         if config.qkv_bias:
@@ -148,7 +120,7 @@ def _attention(source: str, target: str, config: ModelConfig) -> Iterator[Tensor
                 split=split,
                 axes=tuple(range(last)),
                 target=f"{target}.qkv_bias",
-                slot=(_EVERY, slot),
+                slot=(EVERY, slot),
                 part=part,
             )
         row += rows
@@ -161,26 +133,26 @@ def _attention(source: str, target: str, config: ModelConfig) -> Iterator[Tensor
         part="out",
     )
     if config.out_bias:
-        yield _whole(f"{source}.o_proj.bias", f"{target}.out_bias", "out", (wide,))
+        yield whole(f"{source}.o_proj.bias", f"{target}.out_bias", "out", (wide,))
     if config.qk_norm != "none":
         for part, heads in (("q_norm", config.heads), ("k_norm", kv)):
             view = (heads, dim) if config.qk_norm == "full" else (dim,)
-            yield _whole(f"{source}.{part}.weight", f"{target}.{part}", part, view, flat=True)
+            yield whole(f"{source}.{part}.weight", f"{target}.{part}", part, view, flat=True)
 
 
 def _dense_mlp(source: str, target: str, config: ModelConfig) -> Iterator[TensorSpec]:
     wide, width = config.hidden_size, config.mlp_width
     if config.family in _FUSED:
-        yield _fused_gate_up(f"{source}.gate_up_proj.weight", f"{target}.gate_up", wide, width)
+        yield fused_gate_up(f"{source}.gate_up_proj.weight", f"{target}.gate_up", wide, width)
     else:
         for slot, part in enumerate(("gate", "up")):
             name = f"{source}.{part}_proj"
-            yield _matrix(f"{name}.weight", f"{target}.gate_up", part, width, wide, slot=(_EVERY, slot))
+            yield matrix(f"{name}.weight", f"{target}.gate_up", part, width, wide, slot=(EVERY, slot))
             if config.mlp_bias:
-                yield _whole(f"{name}.bias", f"{target}.gate_up_bias", part, (width,), slot=(slot,))
-    yield _matrix(f"{source}.down_proj.weight", f"{target}.down", "down", wide, width)
+                yield whole(f"{name}.bias", f"{target}.gate_up_bias", part, (width,), slot=(slot,))
+    yield matrix(f"{source}.down_proj.weight", f"{target}.down", "down", wide, width)
     if config.mlp_bias:
-        yield _whole(f"{source}.down_proj.bias", f"{target}.down_bias", "down", (wide,))
+        yield whole(f"{source}.down_proj.bias", f"{target}.down_bias", "down", (wide,))
 
 
 def _moe(source: str, target: str, config: ModelConfig, names: Container[str]) -> Iterator[TensorSpec]:
@@ -188,7 +160,7 @@ def _moe(source: str, target: str, config: ModelConfig, names: Container[str]) -
     experts, wide = config.moe.experts, config.hidden_size
     layouts = _MOE_LAYOUTS[config.family]
     routers = [
-        _matrix(f"{source}.{layout.router}.weight", f"{target}.mlp.router", "router", experts, wide)
+        matrix(f"{source}.{layout.router}.weight", f"{target}.mlp.router", "router", experts, wide)
         for layout in layouts
     ]
     yield next((spec for spec in routers if spec.name in names), routers[0])
@@ -203,10 +175,10 @@ def _experts_one_by_one(gate: str, up: str, down: str) -> Callable[..., Iterator
         for expert in range(config.moe.experts):
             name, place = f"{source}.{expert}", f"{target}.moe.experts.{expert}"
             for slot, (part, stem) in enumerate((("gate", gate), ("up", up))):
-                yield _matrix(
-                    f"{name}.{stem}.weight", f"{place}.gate_up", part, width, wide, slot=(_EVERY, slot)
+                yield matrix(
+                    f"{name}.{stem}.weight", f"{place}.gate_up", part, width, wide, slot=(EVERY, slot)
                 )
-            yield _matrix(f"{name}.{down}.weight", f"{place}.down", "down", wide, width)
+            yield matrix(f"{name}.{down}.weight", f"{place}.down", "down", wide, width)
 
     return experts
 
@@ -257,36 +229,3 @@ _QWEN = (
 _PHIMOE = (_MIXTRAL[0], _MoELayout("mlp.router", "mlp.experts", _experts_fused))
 _MOE_LAYOUTS = {"mixtral": _MIXTRAL, "phimoe": _PHIMOE, "qwen3_moe": _QWEN, "olmoe": _QWEN}
 _FUSED = frozenset({"phi3"})  # one tensor for q, k and v, one for gate and up
-
-
-def _norm(source: str, target: str, config: ModelConfig) -> Iterator[TensorSpec]:
-    yield _whole(f"{source}.weight", f"{target}.scale", "norm", (config.hidden_size,))
-    if config.norm == "layer":
-        yield _whole(f"{source}.bias", f"{target}.bias", "norm", (config.hidden_size,))
-
-
-def _whole(
-    name: str, target: str, part: str, shape: Shape, *, slot: Index = _EVERYTHING, flat: bool = False
-) -> TensorSpec:
-    stored = (int(np.prod(shape)),) if flat else shape
-    axes = tuple(range(len(shape)))
-    return TensorSpec(name=name, shape=stored, target=target, part=part, split=shape, axes=axes, slot=slot)
-
-
-def _matrix(
-    name: str, target: str, part: str, outputs: int, inputs: int, *, slot: Index = _EVERYTHING
-) -> TensorSpec:
-    """A torch Linear keeps [outputs, inputs]; ours is [inputs, outputs]."""
-    shape = (outputs, inputs)
-    return TensorSpec(name=name, shape=shape, target=target, part=part, split=shape, axes=(1, 0), slot=slot)
-
-
-def _fused_gate_up(name: str, target: str, wide: int, width: int) -> TensorSpec:
-    return TensorSpec(
-        name=name,
-        shape=(2 * width, wide),
-        split=(2, width, wide),
-        axes=(2, 0, 1),
-        target=target,
-        part="gate_up",
-    )
