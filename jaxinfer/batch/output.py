@@ -22,6 +22,16 @@ class TokenNames(Protocol):
     def token_bytes(self, token: int) -> bytes: ...
 
 
+class NumberedTokens:
+    """Token names for a model without a tokenizer, in vLLM's spelling."""
+
+    def token_text(self, token: int) -> str:
+        return f"token_id:{token}"
+
+    def token_bytes(self, token: int) -> bytes:
+        return b""
+
+
 @dataclass(frozen=True, slots=True)
 class Answerer:
     """What is the same in all answers of a run.

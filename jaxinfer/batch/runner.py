@@ -13,7 +13,7 @@ from jaxinfer.batch.identity import DigestSet, Identified, Identifier, run_finge
 from jaxinfer.batch.interruption import Interruption
 from jaxinfer.batch.journal import Journal
 from jaxinfer.batch.kept import JournalError, Kept
-from jaxinfer.batch.output import Answerer, error_row, refused_row
+from jaxinfer.batch.output import Answerer, NumberedTokens, error_row, refused_row
 from jaxinfer.batch.reorder import InputOrder
 from jaxinfer.batch.rows import Row, row_error
 from jaxinfer.batch.source import Line, Source
@@ -64,7 +64,7 @@ class BatchRun:
         self._engine, self._source, self._settings = engine, source, settings
         self._tally, self._interruption, self._ignored = tally, interruption, ignored
         self._fingerprint = run_fingerprint(engine.model_fingerprint, settings.answers_fingerprint)
-        self._answerer = Answerer(engine.model_name, self._fingerprint, engine.tokenizer)
+        self._answerer = Answerer(engine.model_name, self._fingerprint, engine.tokenizer or NumberedTokens())
         self._in_flight: dict[str, _InFlight] = {}
         self._done = DigestSet()
         self._places = 0
@@ -152,10 +152,16 @@ class BatchRun:
             self._ignored(f"model {row.model!r}")
         prompt, tokenizer = row.prompt, self._engine.tokenizer
         try:
-            if prompt.messages is not None:
-                ids = tokenizer.chat([dict(message) for message in prompt.messages])
+            if prompt.ids is not None:
+                ids = prompt.ids
+            elif tokenizer is None:
+                raise RequestError(
+                    "no_tokenizer", "this model has no tokenizer; give the prompt as token ids"
+                )
+            elif prompt.messages is not None:
+                ids = tokenizer.chat(prompt.messages)
             else:
-                ids = prompt.ids if prompt.text is None else tokenizer.encode(prompt.text)
+                ids = tokenizer.encode(prompt.text)
         except RequestError as error:
             return row_error(row.line, row.custom_id, error)
         except (

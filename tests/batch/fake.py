@@ -83,7 +83,7 @@ class FakeLLM:
         choices = tuple(
             Choice(
                 index=i,
-                text=self.tokenizer.decode(ids),
+                text=self.tokenizer.decode(ids) if self.tokenizer else "",
                 token_ids=ids,
                 finish_reason=reason,
                 logprobs=_logprobs(ids, params),
