@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +71,7 @@ def convert(
     source, out = Path(source), Path(out)
     config, folder = read_config(source), SourceFolder(source)
     kept = config.dtype if dtype == "checkpoint" else dtype
+    config = replace(config, dtype=kept)
     specs = tensor_table(config, folder.tensors)
     shapes = storage_shapes(config)
     check_tensors(source, folder.tensors, specs, config)
@@ -89,7 +91,7 @@ def convert(
         for path in carried_files(source):
             shutil.copyfile(path, building / path.name)
         sources = {name: future.result() for name, future in hashes.items()}
-        manifest = Manifest(config=config, dtype=kept, sources=sources, parts=tuple(writer.parts))
+        manifest = Manifest(config=config, sources=sources, parts=tuple(writer.parts))
         (building / MANIFEST).write_text(json.dumps(manifest.to_json()))
     return manifest
 

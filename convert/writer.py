@@ -10,7 +10,7 @@ import numpy as np
 from orbax.checkpoint import PyTreeCheckpointer
 
 from jaxinfer.errors import ModelError
-from jaxinfer.models.manifest import Part, Piece, checksum
+from jaxinfer.models.manifest import Part, Piece, checksum, size_on_disk
 from jaxinfer.models.tensors import Index, Shape, TensorSpec
 
 MAX_PART = (
@@ -49,11 +49,12 @@ class PartWriter:
             return
         name = f"{len(self.parts):05d}"
         tree = {piece.key: block for piece, block in zip(self._pieces, self._blocks)}
+        path = (self.folder / name).absolute()
         try:
-            self._checkpointer.save((self.folder / name).absolute(), tree)
+            self._checkpointer.save(path, tree)
         except Exception as error:  # tensorstore reports a full disk as ValueError
             raise ModelError(f"{self.folder}: cannot be written: {str(error).splitlines()[0]}") from error
-        self.parts.append(Part(name, checksum(self._blocks), tuple(self._pieces)))
+        self.parts.append(Part(name, size_on_disk(path), checksum(self._blocks), tuple(self._pieces)))
         self._pieces, self._blocks = [], []
 
 

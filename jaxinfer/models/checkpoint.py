@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from jaxinfer.errors import ModelError
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract, unstack
 from jaxinfer.models.layers import Decoder
-from jaxinfer.models.manifest import PARAMS, Manifest, Part, Piece, checksum, read_manifest
+from jaxinfer.models.manifest import PARAMS, Manifest, Part, Piece, checksum, read_manifest, size_on_disk
 
 READ_AHEAD = 2  # parts being read while another is placed on the device
 
@@ -35,7 +36,7 @@ def load_model(
 
     Args:
       folder: what jaxinfer-convert wrote.
-      dtype: of the parameters in memory; the stored one if None.
+      dtype: of the parameters in memory, and of the config returned; the stored one if None.
       layout: "stacked" runs of layers for scan, or "unstacked" single layers (see `decoder.unstack`).
       sharding: one jax.sharding.Sharding for all parameters, or a Decoder of them; the default device if None.
 
@@ -43,8 +44,8 @@ def load_model(
       ModelError: the folder is missing, foreign, corrupt, or does not match its own config.
     """
     manifest = read_manifest(folder)
-    config = manifest.config
-    tree = abstract(config, dtype or manifest.dtype)
+    config = manifest.config if dtype is None else replace(manifest.config, dtype=jnp.dtype(dtype).name)
+    tree = abstract(config)
     if layout == "unstacked":
         stacked = tree
         tree = jax.eval_shape(
@@ -67,6 +68,12 @@ def read_pieces(folder: str | Path, manifest: Manifest) -> Iterator[tuple[Piece,
     Raises:
       ModelError: a part is missing or corrupt.
     """
+    for part in manifest.parts:
+        path = Path(folder) / PARAMS / part.name
+        if (size := size_on_disk(path)) != part.nbytes:
+            raise ModelError(
+                f"{path}: is incomplete: {size} bytes of {part.nbytes}; copy or convert the model again"
+            )
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         todo, reading = iter(manifest.parts), deque[Future[list[np.ndarray]]]()
         for part in manifest.parts:

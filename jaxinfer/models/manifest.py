@@ -43,9 +43,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """One Orbax checkpoint of `params/`. crc32: over the bytes of its pieces in order, because Orbax checks none."""
+    """One Orbax checkpoint of `params/`.
+
+    Attributes:
+      nbytes: of all its files together, to find incomplete copies before anything is read.
+      crc32: over the bytes of its pieces in order, because Orbax checks none.
+    """
 
     name: str
+    nbytes: int
     crc32: int
     pieces: tuple[Piece, ...]
 
@@ -55,16 +61,19 @@ class Manifest:
     """What `jaxinfer.json` says.
 
     Attributes:
-      dtype: of every stored parameter.
+      config: of the model; its dtype is that of every stored parameter.
       sources: SHA-256 of every file that the folder was converted from, by file name.
       quantization: None; reserved for low-bit weights.
     """
 
     config: ModelConfig
-    dtype: str
     sources: dict[str, str]
     parts: tuple[Part, ...]
     quantization: None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.config.dtype
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,7 +84,6 @@ class Manifest:
         return {
             "format": FORMAT,
             "config": to_json(self.config),
-            "dtype": self.dtype,
             "quantization": self.quantization,
             "sources": self.sources,
         }
@@ -102,16 +110,14 @@ def read_manifest(folder: str | Path) -> Manifest:
                 f"reads format {FORMAT} without quantization; convert the model again, or update jaxinfer"
             )
         parts = tuple(_part(part) for part in data["parts"])
-        return Manifest(
-            config=from_json(data["config"]), dtype=data["dtype"], sources=data["sources"], parts=parts
-        )
+        return Manifest(config=from_json(data["config"]), sources=dict(data["sources"]), parts=parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: is corrupt: {type(error).__name__}: {error}") from error
 
 
 def _part(data: dict[str, Any]) -> Part:
     pieces = (Piece(p["leaf"], tuple(p["start"]), tuple(p["shape"])) for p in data["pieces"])
-    return Part(data["name"], data["crc32"], tuple(pieces))
+    return Part(data["name"], data["nbytes"], data["crc32"], tuple(pieces))
 
 
 def _not_converted(folder: Path) -> str:
@@ -121,6 +127,11 @@ def _not_converted(folder: Path) -> str:
         command = f"jaxinfer-convert {folder} {folder}-jaxinfer"
         return f"{folder}: is a Hugging Face folder, not a converted one; convert it first: {command}"
     return f"{folder}: is not a converted model: it has no {MANIFEST}"
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of all files in a folder and below; 0 if there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def checksum(blocks: Iterable[np.ndarray]) -> int:
