@@ -1,71 +1,21 @@
 """A float32 vector of the machine's width as a numba type, with the operations that the kernels use."""
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from pallas_kernels._cpu.memory import F32, I8, I16, I32, jit, pointer
-
-
-def _host_lanes() -> int:
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16
-    return 8 if features.get("avx2") else 4
-
-
-LANES = _host_lanes()
-# Registers: AVX2 has 16 of them, AVX-512 and NEON 32.
-REGISTERS = 16 if LANES == 8 or not llvm.get_process_triple().startswith(("x86", "aarch64", "arm64")) else 32
-
-
-def vector_type(lanes: int, element=F32) -> ir.VectorType:
-    return ir.VectorType(element, lanes)
-
-
-def constant(value: float, lanes: int = LANES) -> ir.Constant:
-    return ir.Constant(vector_type(lanes), [value] * lanes)
-
-
-def splat(builder, scalar, lanes: int = LANES):
-    empty = ir.Constant(vector_type(lanes, scalar.type), ir.Undefined)
-    first = builder.insert_element(empty, scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(vector_type(lanes, I32), [0] * lanes))
-
-
-def shuffle(builder, a, b, lanes_of_result: list[int]):
-    return builder.shuffle_vector(a, b, ir.Constant(vector_type(len(lanes_of_result), I32), lanes_of_result))
-
-
-def load(builder, i8_pointer, lanes: int, bf16: bool = False):
-    """`lanes` float32, or bfloat16 widened to float32."""
-    if not bf16:
-        return builder.load(builder.bitcast(i8_pointer, vector_type(lanes).as_pointer()), align=4)
-    halves = builder.load(builder.bitcast(i8_pointer, vector_type(lanes, I16).as_pointer()), align=2)
-    wide = builder.zext(halves, vector_type(lanes, I32))
-    shifted = builder.shl(wide, ir.Constant(wide.type, [16] * lanes))
-    return builder.bitcast(shifted, vector_type(lanes))
-
-
-def store(builder, value, i8_pointer) -> None:
-    builder.store(value, builder.bitcast(i8_pointer, value.type.as_pointer()), align=4)
-
-
-def llvm_function(module, name: str, result, parameters):
-    """A function declared by its full name, once per module."""
-    return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, parameters), name)
-
-
-def multiply_add(builder, a, b, c):
-    """a * b + c, fused where the machine can (llvm.fma would call a library function where it cannot)."""
-    function = llvm_function(builder.module, f"llvm.fmuladd.v{a.type.count}f32", a.type, [a.type] * 3)
-    return builder.call(function, [a, b, c])
-
-
-def maximum(builder, a, b):
-    """The larger; NaN in a gives b."""
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+from pallas_kernels._cpu.code import (
+    LANES,
+    constant,
+    load,
+    maximum,
+    multiply_add,
+    shuffle,
+    splat,
+    store,
+    vector_type,
+)
+from pallas_kernels._cpu.memory import I8, I32, jit, pointer
 
 
 class VectorType(types.Type):
@@ -153,6 +103,16 @@ def _fold(builder, value, combine):
         low = shuffle(builder, value, value, list(range(lanes)))
         value = combine(builder, low, shuffle(builder, value, value, list(range(lanes, 2 * lanes))))
     return builder.extract_element(value, ir.Constant(I32, 0))
+
+
+@intrinsic
+def vfirst(typingctx, value):
+    """Lane 0"""
+
+    def codegen(context, builder, signature, args):
+        return builder.extract_element(args[0], ir.Constant(I32, 0))
+
+    return types.float32(float32v), codegen
 
 
 @intrinsic

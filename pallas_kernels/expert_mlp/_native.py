@@ -8,6 +8,7 @@ Results: out; order (int32: per sorted row its pair, per pair its sorted row or 
 and the end, touched experts); the sorted rows of x, of gate_up's output, of down's output; packed weights per worker.
 """
 
+from pallas_kernels._cpu.code import LANES
 from pallas_kernels._cpu.frame import answers_metadata, argument, dimension, result, result_dimension
 from pallas_kernels._cpu.memory import (
     copy_bytes,
@@ -33,7 +34,7 @@ from pallas_kernels._cpu.threads import (
     worker_number,
 )
 from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, stream_tile, stream_width
-from pallas_kernels._cpu.vector import LANES, vload, vmul, vmuladd, vsigmoid, vsplat, vstore
+from pallas_kernels._cpu.vector import vload, vmul, vmuladd, vsigmoid, vsplat, vstore
 
 # Rows of weights multiplied at a time: with 64 columns, two thirds of a first-level cache of 48 KiB.
 DEPTH_BLOCK = 128
