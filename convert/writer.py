@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +33,6 @@ class PartWriter:
         self._blocks: list[np.ndarray] = []
         # Uncompressed: bfloat16 weights shrink by a fifth only, and restore more than twice as slowly.
         self._checkpointer = PyTreeCheckpointer(use_compression=False)
-        # Orbax logs every save as a warning about asynchrony or sharding; here there are hundreds of them.
-        logging.getLogger("absl").setLevel(logging.ERROR)
 
     def add(self, piece: Piece, block: np.ndarray) -> None:
         """Takes a block for the current part, saving that one first if the block would overfill it."""
