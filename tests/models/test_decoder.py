@@ -12,18 +12,54 @@ from jaxinfer.models.moe import moe
 CASES = ["llama_biases", "qwen3_moe_mixed", "phimoe", "olmoe"]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_init_makes_what_abstract_describes(case):
-    config = load_golden(case).config
-    model, expected = jax.jit(lambda: init(config, jax.random.key(1)))(), abstract(config)
-    assert jax.tree.structure(model) == jax.tree.structure(expected)
-    jax.tree.map(lambda leaf, shape: np.testing.assert_equal(leaf.shape, shape.shape), model, expected)
-    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("float32")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(abstract(config, "bfloat16"))} == {jnp.dtype("bfloat16")}
+def shapes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+
+
+def test_parameter_tree():
+    """Names and shapes that converters, shardings and checkpoints rely on."""
+    mixed = shapes(abstract(load_golden("qwen3_moe_mixed").config))  # experts, one dense layer, experts
+    assert mixed == {
+        "embed": (64, 32),
+        "head": (32, 64),
+        "norm.scale": (32,),
+        **{
+            f"runs.{run}.{name}": (1, *shape)
+            for run in range(3)
+            for name, shape in {
+                "attn_norm.scale": (32,),
+                "attention.qkv": (32, 2, 4, 8),
+                "attention.out": (4, 8, 32),
+                "attention.q_norm": (8,),
+                "attention.k_norm": (8,),
+                "mlp_norm.scale": (32,),
+                **({"mlp.router": (32, 5)} if run != 1 else {}),
+                "mlp.gate_up": (32, 2, 24) if run == 1 else (5, 32, 2, 12),
+                "mlp.down": (24, 32) if run == 1 else (5, 12, 32),
+            }.items()
+        },
+    }
+    biases = shapes(abstract(load_golden("llama_biases").config))
+    assert biases["runs.0.attention.qkv_bias"] == (2, 2, 4, 8)
+    assert biases["runs.0.attention.out_bias"] == (2, 32)
+    assert biases["runs.0.mlp.gate_up_bias"] == (2, 2, 24)
+    assert biases["runs.0.mlp.down_bias"] == (2, 32)
+    assert shapes(abstract(load_golden("olmoe").config))["runs.0.attention.q_norm"] == (2, 4, 8)
+    phimoe = shapes(abstract(load_golden("phimoe").config))
+    assert (phimoe["head_bias"], phimoe["norm.bias"], phimoe["runs.0.mlp_norm.bias"]) == (
+        (64,),
+        (32,),
+        (2, 32),
+    )
+    assert "head" not in shapes(abstract(load_golden("llama_tied").config))
 
 
 def test_init_weights_are_normal_and_independent():
-    model = init(load_golden("llama2").config, jax.random.key(0))
+    config = load_golden("llama2").config
+    model, expected = init(config, jax.random.key(0)), abstract(config)
+    assert (jax.tree.structure(model), shapes(model)) == (jax.tree.structure(expected), shapes(expected))
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("float32")}
     gate_up = np.asarray(model.runs[0].mlp.gate_up)
     assert gate_up.std() == pytest.approx(0.02, rel=0.05)
     assert abs(np.corrcoef(gate_up[0].ravel(), gate_up[1].ravel())[0, 1]) < 0.1
