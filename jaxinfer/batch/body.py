@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -158,7 +159,14 @@ def parse_sampling(body: dict, is_chat: bool) -> SamplingParams:
         values["stop_token_ids"] = _list_of("stop_token_ids", ids)
     if (bias := body.get("logit_bias")) is not None:
         values["logit_bias"] = _logit_bias(bias)
-    return SamplingParams(**values)
+    try:
+        # Rows of a batch mostly sample alike. Token ids stay out: (1,) equals (1.0,), which is an error.
+        return SamplingParams(**values) if "stop_token_ids" in values else _shared_sampling(**values)
+    except TypeError:  # unhashable: a list or an object where none belongs, or a logit_bias
+        return SamplingParams(**values)
+
+
+_shared_sampling = functools.lru_cache(maxsize=1024, typed=True)(SamplingParams)
 
 
 def _max_tokens(body: dict, is_chat: bool) -> int | None:

@@ -13,6 +13,7 @@ from jaxinfer.errors import RequestError
 ID_PREFIX = "batch_req_"
 _FORMAT = b"jaxinfer batch 1"  # part of every hash: a new meaning of ids gets a new number
 _SLOT = 16
+_FREE = bytes(_SLOT)
 
 
 def digest(*parts: bytes) -> bytes:
@@ -61,7 +62,7 @@ class DigestSet:
             held = table[at : at + _SLOT]
             if held == key:
                 return at, True
-            if not any(held):
+            if held == _FREE:
                 return at, False
             at = at + _SLOT if at + _SLOT < end else 0
 
@@ -71,7 +72,7 @@ class DigestSet:
         self._table = bytearray(self._slots * _SLOT)
         for start in range(0, len(old), _SLOT):
             key = bytes(old[start : start + _SLOT])
-            if any(key):
+            if key != _FREE:
                 at, _ = self._find(key)
                 self._table[at : at + _SLOT] = key
 

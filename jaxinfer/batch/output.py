@@ -12,6 +12,8 @@ from jaxinfer.batch.identity import ID_PREFIX
 from jaxinfer.batch.rows import CHAT_URL, RowError
 from jaxinfer.core import Choice, Completion, TokenLogprob
 
+# Escaped to ASCII: no reader can split a line at U+2028 or fail on its encoding.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
 _NO_CHANCE = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot hold
 
 
@@ -122,8 +124,7 @@ def refused_row(key: bytes, error: RowError) -> bytes:
 
 def _line(key: bytes, custom_id: str | None, response: dict | None, error: dict | None) -> bytes:
     row = {"id": ID_PREFIX + key.hex(), "custom_id": custom_id, "response": response, "error": error}
-    # Escaped to ASCII: no reader can split a line at U+2028 or fail on its encoding.
-    return json.dumps(row, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    return _ENCODER.encode(row).encode("ascii") + b"\n"
 
 
 def _usage(completion: Completion) -> dict:

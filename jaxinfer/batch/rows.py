@@ -82,7 +82,7 @@ def _read_json(line: Line) -> dict:
             "invalid_encoding", f"the line is not UTF-8: {error.reason} at byte {error.start}"
         ) from None
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = _STRICT_JSON.decode(text)
     except ValueError as error:
         raise RequestError("invalid_json", f"the line is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -101,6 +101,9 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 def _no_constant(name: str):
     raise RequestError("invalid_json", f"{name} is not JSON; numbers must be finite")
+
+
+_STRICT_JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
 
 
 def _usable_id(fields: dict) -> str | None:

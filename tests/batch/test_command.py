@@ -233,3 +233,25 @@ def test_a_model_that_cannot_be_loaded_exits_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["-o", "x"])
     assert caught.value.code == 2
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    peaks = []
+    for count in (2_000, 40_000):
+        source = tmp_path / f"{count}.jsonl"
+        with source.open("w") as file:
+            file.writelines(json.dumps(completion(f"r{i}", "word " * 40)) + "\n" for i in range(count))
+        code = (
+            f"import resource, sys; sys.argv[1:] = ['0', '-i', '{source}', '-o', '{tmp_path / 'out'}{count}', '--quiet']\n"
+            f"sys.path.insert(0, '{Path(SERVE).parents[2]}')\n"
+            "from jaxinfer.batch.cli import main\nfrom tests.batch.fake import FakeLLM\n"
+            "assert main(sys.argv[2:], load_model=lambda settings: FakeLLM()) == 0\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        peaks.append(
+            int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+        )
+    assert source.stat().st_size > 10 * 2**20
+    assert (
+        peaks[1] - peaks[0] < 12 * 1024
+    )  # KiB: 38,000 rows of 16-byte digests, and what the allocator rounds up
