@@ -15,11 +15,13 @@ INTERRUPTED = 130
 def main(argv: list[str] | None = None) -> int:
     """Converts a Hugging Face folder. Returns 0, 2 for wrong usage or a folder that cannot be converted, 130 if interrupted."""
     options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what was begun is removed
+    before = signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what was begun is removed
     try:
         return _convert(options)
     except KeyboardInterrupt:
         return _fail(f"interrupted; nothing was written to {options.out}", INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from jaxinfer.models.tensors import Index, Shape, TensorSpec
 MAX_PART = (
     64 << 20
 )  # bytes; beyond this neither saving nor restoring gets faster (about 12 and 3 ms each part)
-MIN_PART = 4 << 20
+MIN_PART = 8 << 20
 
 
 def part_size(largest_tensor: int) -> int:
@@ -31,13 +31,15 @@ class PartWriter:
         self.parts: list[Part] = []
         self._pieces: list[Piece] = []
         self._blocks: list[np.ndarray] = []
+        self._held = 0  # bytes
         # Uncompressed: bfloat16 weights shrink by a fifth only, and restore more than twice as slowly.
         self._checkpointer = PyTreeCheckpointer(use_compression=False)
 
     def add(self, piece: Piece, block: np.ndarray) -> None:
         """Takes a block for the current part, saving that one first if the block would overfill it."""
-        if self._blocks and sum(b.nbytes for b in self._blocks) + block.nbytes > self.size:
+        if self._held + block.nbytes > self.size:
             self.save()
+        self._held += block.nbytes
         self._pieces.append(piece)
         self._blocks.append(block)
 
@@ -52,7 +54,7 @@ class PartWriter:
         except Exception as error:  # tensorstore reports a full disk as ValueError
             raise ModelError(f"{self.folder}: cannot be written: {str(error).splitlines()[0]}") from error
         self.parts.append(Part(name, size_on_disk(path), checksum(self._blocks), tuple(self._pieces)))
-        self._pieces, self._blocks = [], []
+        self._pieces, self._blocks, self._held = [], [], 0
 
 
 def pieces(

@@ -20,7 +20,7 @@ from jaxinfer.models.decoder import abstract, unstack
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.manifest import PARAMS, Manifest, Part, Piece, checksum, read_manifest, size_on_disk
 
-READ_AHEAD = 2  # parts being read while another is placed on the device
+READ_AHEAD = 4  # parts being read while another is placed on the device
 
 __all__ = ["Manifest", "load_model", "read_manifest", "read_pieces"]
 
@@ -83,11 +83,15 @@ def read_pieces(folder: str | Path, manifest: Manifest) -> Iterator[tuple[Piece,
 
 
 def _read_part(folder: Path, part: Part) -> list[np.ndarray]:
-    from orbax.checkpoint import PyTreeCheckpointer
+    from orbax.checkpoint import Checkpointer, PyTreeCheckpointHandler
+    from orbax.checkpoint.options import MultiprocessingOptions
 
     path = (folder / PARAMS / part.name).absolute()
+    # Every process reads for itself: Orbax would otherwise make all processes wait for each other at every part.
+    alone = MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    handler = PyTreeCheckpointHandler(multiprocessing_options=alone)
     try:
-        stored = PyTreeCheckpointer().restore(path)
+        stored = Checkpointer(handler, multiprocessing_options=alone).restore(path)
         blocks = [np.asarray(stored[piece.key]) for piece in part.pieces]
     except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

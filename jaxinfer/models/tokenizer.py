@@ -40,7 +40,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the model adds, such as a leading beginning-of-sequence."""
-        return self._hf.encode(text)
+        return self._hf.encode(text, verbose=False)  # the engine says itself what is too long
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation up to where the assistant speaks next; the template adds all special tokens.
