@@ -121,7 +121,8 @@ class BatchSettings(Section):
     """The batch command.
 
     Attributes:
-      order: of output rows: "completion" writes them as they finish, "input" as they were read.
+      order: of output rows: "completion" writes them as they finish, "input" as they were read. Under "input" a row
+        that waits for an earlier one is not yet safe: after a kill it is done again.
       max_line_bytes: longest input line; a longer one becomes an error row without being held in memory.
       reorder_bytes: memory for rows that wait for an earlier one under "input" order; the rest waits on disk.
       flush_seconds: finished rows reach the operating system this often.

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from jaxinfer.batch.extras import check_paths, write_extras
 from jaxinfer.batch.interruption import Interrupted, Interruption
 from jaxinfer.batch.journal import Journal, OutputFile
-from jaxinfer.batch.kept import JournalError, is_error_row
+from jaxinfer.batch.kept import JournalError
 from jaxinfer.batch.progress import reporter
 from jaxinfer.batch.runner import BatchRun, Engine, fatal_message
-from jaxinfer.batch.source import InputError, Source
+from jaxinfer.batch.source import Source
 from jaxinfer.batch.tally import Tally
 from jaxinfer.config import Settings, load_config
 from jaxinfer.errors import JaxInferError
@@ -59,7 +59,7 @@ class _Command:
         self._noticed: set[str] = set()
 
     def run(self, load_model: Callable[[Settings], Engine]) -> int:
-        _check_paths(self.options)
+        check_paths(self.options)
         source = Source(self.options.input, max_line_bytes=self.settings.batch.max_line_bytes)
         output = OutputFile(self.options.output, overwrite=self.options.overwrite)
         try:
@@ -88,12 +88,13 @@ class _Command:
         quiet = self.options.quiet
         with contextlib.nullcontext() if quiet else reporter(self.tally, self.console):
             failure = self._finish(run, journal)
-        if failure is not None:
-            return self._explain(failure, journal)
-        status = SOME_ERRORS if self.tally.all_errors else ALL_ANSWERED
-        self._write_extras(run, status)
+        if failure is None:
+            status = SOME_ERRORS if self.tally.all_errors else ALL_ANSWERED
+        else:
+            status = self._explain(failure, journal)
         if not quiet:
             _say(self.console, self.tally.summary())
+        write_extras(self.options, run, self.tally, status)
         return status
 
     def _finish(self, run: BatchRun, journal: Journal) -> BaseException | None:
@@ -124,15 +125,6 @@ class _Command:
             f"finished rows are safe in {journal.path}; the same command{without} goes on from there",
         )
         return INTERRUPTED if isinstance(failure, (Interrupted, JournalError)) else FAILED
-
-    def _write_extras(self, run: BatchRun, status: int) -> None:
-        if self.options.metrics:
-            numbers = self.tally.metrics() | {"exit_status": status}
-            numbers |= {f"engine_{name}": value for name, value in run.engine_metrics().items()}
-            _write_file(self.options.metrics, [json.dumps(numbers, indent=2).encode() + b"\n"])
-        if self.options.errors:
-            with open(self.options.output, "rb") as rows:
-                _write_file(self.options.errors, filter(is_error_row, rows))
 
     def _notice_ignored(self, name: str) -> None:
         """Says once for each name that a field has no effect; a hostile file cannot make the list grow for ever."""
@@ -173,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--order", choices=("completion", "input"), help="order of the output rows")
     add("--errors", metavar="FILE", help="write the error rows there as well")
     add("--metrics", metavar="FILE", help="write counts and rates there as JSON")
+    add("--report", metavar="FILE", help="write a page with plots there (HTML)")
     add("--quiet", action="store_true", help="no progress, warnings or summary")
     return parser
 
@@ -181,37 +174,6 @@ def _load_model(settings: Settings) -> Engine:
     from jaxinfer.llm import LLM  # late: --help and wrong usage need no accelerator
 
     return LLM(settings.model.path or None, config=settings)
-
-
-def _check_paths(options: argparse.Namespace) -> None:
-    """No file may be read and written in one run."""
-    written = [path for path in (options.output, options.errors, options.metrics) if path and path != "-"]
-    for path in (*options.input, options.config):
-        clash = next((other for other in written if path and _same(path, other)), None)
-        if clash:
-            raise InputError(f"{clash}: is an input of this run; choose another output")
-    if len({os.path.realpath(path) for path in written}) < len(written):
-        raise InputError("--output, --errors and --metrics must be different files")
-    if options.errors and (
-        options.output == "-" or (os.path.exists(options.output) and not os.path.isfile(options.output))
-    ):
-        raise InputError("--errors needs an output that is a file")
-
-
-def _same(path: str, other: str) -> bool:
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
-
-
-def _write_file(path: str, lines) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines(lines)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise JournalError(f"{path}: cannot write: {error.strerror}") from None
 
 
 def _say(console: Console, text: str) -> None:

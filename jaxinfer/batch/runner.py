@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxinfer.batch.history import History
 from jaxinfer.batch.identity import DigestSet, Identified, Identifier, run_fingerprint
 from jaxinfer.batch.interruption import Interruption
 from jaxinfer.batch.journal import Journal
@@ -47,6 +48,9 @@ class _InFlight:
 class BatchRun:
     """Answers every row of a source into a journal.
 
+    Attributes:
+      history: what a report draws.
+
     Args:
       ignored: hears the name of every field of a row that has no effect, as often as it comes.
     """
@@ -65,6 +69,7 @@ class BatchRun:
         self._tally, self._interruption, self._ignored = tally, interruption, ignored
         self._fingerprint = run_fingerprint(engine.model_fingerprint, settings.answers_fingerprint)
         self._answerer = Answerer(engine.model_name, self._fingerprint, engine.tokenizer or NumberedTokens())
+        self.history = History()
         self._in_flight: dict[str, _InFlight] = {}
         self._done = DigestSet()
         self._places = 0
@@ -109,16 +114,27 @@ class BatchRun:
             for completion in stream:
                 self._finish(completion)
                 self._interruption.check()
+                if self.history.due():
+                    self._sample()
         finally:
             if close := getattr(stream, "close", None):
                 close()
         for name, flight in list(self._in_flight.items()):
             error = RequestError("engine_error", "the engine returned no answer")
             self._finish_error(name, flight, error)
+        self._sample()
         self._tally.position = self._source.size or 0
+
+    @property
+    def model_name(self) -> str:
+        return self._engine.model_name
 
     def engine_metrics(self) -> dict[str, float]:
         return self._engine.metrics()
+
+    def _sample(self) -> None:
+        engine = {f"engine_{name}": value for name, value in self._engine.metrics().items()}
+        self.history.sample(self._tally.metrics() | engine)
 
     def _writer(self, journal: Journal) -> Callable[[int, bytes], None]:
         if self._settings.batch.order == "completion":
@@ -191,6 +207,7 @@ class BatchRun:
             del self._in_flight[completion.request_id]
             self._put(flight.place, line)
             self._tally.answer(completion.usage)
+            self.history.lengths(completion.usage.prompt_tokens, completion.usage.completion_tokens)
 
     def _finish_error(self, name: str, flight: _InFlight, error: RequestError) -> None:
         refused = row_error(flight.line, name, error)

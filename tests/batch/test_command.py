@@ -207,6 +207,7 @@ def test_a_gzip_that_breaks(tmp_path, capsys):
         (["-i", "IN", "-o", "IN"], "is an input of this run"),
         (["-i", "IN", "-o", "."], "cannot use this output"),
         (["-i", "IN", "-o", "OUT", "--errors", "OUT"], "must be different files"),
+        (["-i", "IN", "-o", "OUT", "--report", "nowhere/r.html"], "does not exist"),
         (["-i", "IN", "-o", "-", "--errors", "E"], "--errors needs an output that is a file"),
     ],
 )

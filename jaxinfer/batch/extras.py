@@ -1,0 +1,70 @@
+"""Files that a run writes beside its output: metrics, error rows, report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+
+from jaxinfer.batch.kept import JournalError, is_error_row
+from jaxinfer.batch.report import render
+from jaxinfer.batch.runner import BatchRun
+from jaxinfer.batch.source import InputError
+from jaxinfer.batch.tally import Tally
+
+
+def write_extras(options: argparse.Namespace, run: BatchRun, tally: Tally, status: int) -> None:
+    """Raises JournalError for a file that cannot be written; the output itself is safe by then."""
+    metrics = run.engine_metrics()
+    if options.metrics:
+        numbers = tally.metrics() | {"exit_status": status}
+        numbers |= {f"engine_{name}": value for name, value in metrics.items()}
+        _write_file(options.metrics, [json.dumps(numbers, indent=2).encode() + b"\n"])
+    if options.errors:
+        with open(options.output, "rb") as rows:
+            _write_file(options.errors, filter(is_error_row, rows))
+    if options.report:
+        page = render(
+            output=options.output, model=run.model_name, tally=tally, history=run.history, metrics=metrics
+        )
+        _write_file(options.report, [page.encode()])
+
+
+def check_paths(options: argparse.Namespace) -> None:
+    """No file may be read and written in one run."""
+    written = [
+        path
+        for path in (options.output, options.errors, options.metrics, options.report)
+        if path and path != "-"
+    ]
+    for path in (*options.input, options.config):
+        clash = next((other for other in written if path and _same(path, other)), None)
+        if clash:
+            raise InputError(f"{clash}: is an input of this run; choose another output")
+    for path in written:
+        if not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
+            raise InputError(f"{path}: the folder {folder} does not exist")
+    if len({os.path.realpath(path) for path in written}) < len(written):
+        raise InputError("--output, --errors, --metrics and --report must be different files")
+    if options.errors and (
+        options.output == "-" or (os.path.exists(options.output) and not os.path.isfile(options.output))
+    ):
+        raise InputError("--errors needs an output that is a file")
+
+
+def _same(path: str, other: str) -> bool:
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
+def _write_file(path: str, lines: Iterable[bytes]) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.writelines(lines)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise JournalError(f"{path}: cannot write: {error.strerror}") from None
