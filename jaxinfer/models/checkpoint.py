@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from jaxinfer.models.decoder import abstract, unstack
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.manifest import PARAMS, Manifest, Part, Piece, checksum, read_manifest, size_on_disk
 
+_LAYER_LEAF = re.compile(r"layers\.(?P<layer>\d+)\.(moe\.experts\.(?P<expert>\d+)\.)?(?P<name>.+)")
 READ_AHEAD = 4  # parts being read while another is placed on the device
 
 __all__ = ["Manifest", "load_model", "read_manifest", "read_pieces"]
@@ -104,13 +106,12 @@ def _read_part(folder: Path, part: Part) -> list[np.ndarray]:
 
 def _place(piece: Piece, config: ModelConfig, layout: str) -> tuple[str, tuple[int, ...]]:
     """The parameter in memory that a piece belongs to, and where in it."""
-    if not piece.leaf.startswith("layers."):
+    parsed = _LAYER_LEAF.fullmatch(piece.leaf)
+    if parsed is None:
         return piece.leaf, piece.start
-    _, number, name = piece.leaf.split(".", 2)
-    within, start = int(number), piece.start
-    if name.startswith("moe.experts."):
-        _, _, expert, name = name.split(".")
-        name, start = f"mlp.{name}", (int(expert), *start)
+    within, name, start = int(parsed["layer"]), parsed["name"], piece.start
+    if parsed["expert"]:
+        name, start = f"mlp.{name}", (int(parsed["expert"]), *start)
     run = 0
     while run < len(config.runs) - 1 and within >= config.runs[run][1]:
         within -= config.runs[run][1]

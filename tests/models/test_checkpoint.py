@@ -118,6 +118,7 @@ def edit(folder, change):
             lambda d: d["parts"][0]["pieces"][0].update(leaf="layers.9.attention.qkv"),
             "does not match its own",
         ),
+        (lambda d: d["parts"][0]["pieces"][0].update(leaf="layers.x"), "does not match its own config"),
         (lambda d: d["parts"][0]["pieces"][0].update(leaf="what"), "does not match its own config: what@"),
         (lambda d: d["parts"][0].update(name="00009"), "00009: is incomplete: 0 bytes of"),
         (lambda d: d["parts"][0].update(crc32=1), "a part of the model is corrupt"),
