@@ -11,8 +11,8 @@ from typing import IO
 from jaxinfer.batch.identity import ID_PREFIX, DigestSet
 from jaxinfer.errors import JaxInferError
 
-# Not the row's own fault: the next run tries these again.
-RETRIED_CODES = frozenset({"engine_error", "input_unreadable"})
+# Not the row's own fault, or curable by a larger KV pool: the next run tries these again.
+RETRIED_CODES = frozenset({"engine_error", "model_failure", "input_unreadable", "context_length_exceeded"})
 _START = b'{"id":"' + ID_PREFIX.encode()
 
 

@@ -145,8 +145,9 @@ def test_errors_of_the_engine_are_tried_again_and_errors_of_the_row_are_not(tmp_
     class Moody(FakeLLM):
         def _complete(self, request):
             answer = super()._complete(request)
-            error = RequestError("engine_error", "NaN logits")
-            return type(answer)(request_id=request.id, error=error) if request.id in ("r1", "r3") else answer
+            code = {"r1": "model_failure", "r3": "context_length_exceeded"}.get(request.id)
+            error = RequestError(code, "not the row's fault") if code else None
+            return type(answer)(request_id=request.id, error=error) if error else answer
 
     source = write_rows(tmp_path / "in.jsonl", [b"bad", *[completion(f"r{i}") for i in range(5)]])
     out = tmp_path / "out"
@@ -278,6 +279,21 @@ def test_signals(tmp_path, number):
     again = FakeLLM()
     assert run("-i", source, "-o", out, "--quiet", model=again) == 0
     assert len(by_id(out)) == 400 and len(again.served) == 400 - done
+
+
+@pytest.mark.parametrize("kills, rows", [(5, 300), pytest.param(50, 2000, marks=pytest.mark.slow)])
+def test_killed_again_and_again(tmp_path, kills, rows):
+    source = write_rows(tmp_path / "in.jsonl", [completion(f"r{i}") for i in range(rows)])
+    out = tmp_path / "out"
+    dice = random.Random(11)
+    for kill in range(1, kills + 1):
+        process = start(source, out, delay="0.002")
+        wait_for_rows(out, rows * kill // (kills + 2))
+        time.sleep(dice.random() * 0.05)
+        process.kill()
+        process.communicate()
+    assert run("-i", source, "-o", out, "--quiet") == 0
+    assert by_id(out).keys() == {f"r{i}" for i in range(rows)}
 
 
 def test_a_signal_ends_a_long_step_and_a_wait_for_input(tmp_path):
