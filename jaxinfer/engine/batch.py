@@ -79,7 +79,7 @@ class Knobs(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What any row of the step asks of the sampler; bool scalars, so that plain greedy steps skip the rest."""
+    """What any row of the step asks of the sampler; bool scalars, so that a step skips what none asks for."""
 
     draws: Any
     filters: Any
@@ -89,13 +89,14 @@ class Needs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """tokens: int32 [6, T] (None in decode calls); rows: int32 [11, S]; knobs: float32 [6, S]; needs: bool [5];
+    """tokens: int32 [6, T] (None in decode calls); rows: int32 [11, S]; knobs: float32 [6, S]; needs: bool [5], None
+    where every row is plain greedy (those programs hold no sampler and compile in half the time);
     page_table: int32 [S, P]."""
 
     tokens: np.ndarray | None
     rows: np.ndarray
     knobs: np.ndarray
-    needs: np.ndarray
+    needs: np.ndarray | None
     page_table: np.ndarray
 
 
@@ -120,7 +121,7 @@ class Batcher:
         batch = self._rows(chunks, min(size, self.max_seqs))
         rows = Rows(*batch.rows)
         count = len(chunks)
-        rows.starts[1:count] = np.cumsum(rows.counts[: count - 1])
+        rows.starts[:count] = np.cumsum(rows.counts[:count]) - rows.counts[:count]
         rows.kv_lengths[:count] = [c.start + c.count for c in chunks]
         matrix = np.zeros((len(Tokens._fields), size), np.int32)
         tokens = Tokens(*matrix)
@@ -164,7 +165,7 @@ class Batcher:
                 settings[:, row] = _knobs(sequence.request.sampling)
                 needs |= needs_of(sequence.request.sampling)
             page_table[row, : len(sequence.pages)] = sequence.pages
-        return Batch(None, matrix, settings, needs, page_table)
+        return Batch(None, matrix, settings, needs if needs.any() else None, page_table)
 
     def _row(self, sequence: Sequence) -> Rows:
         sampling = sequence.request.sampling

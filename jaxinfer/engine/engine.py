@@ -19,7 +19,7 @@ from jaxinfer.engine.metrics import Metrics
 from jaxinfer.engine.planner import Chunk, Planner, StepPlan, TokensNeeded
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
-from jaxinfer.engine.step import Programs
+from jaxinfer.engine.step import StepSpec, decode_steps, mixed_step, score_step, set_slot
 from jaxinfer.engine.stopping import TextTokenizer
 from jaxinfer.errors import RequestError
 from jaxinfer.kvcache.cache import PageCache
@@ -55,7 +55,8 @@ class Engine:
         self.cache = PageCache(self.memory.pages, page_size, sharing=settings.cache.prefix_sharing)
         self.planner = Planner(settings.engine, self.cache, config.rope)
         self._batcher = Batcher(settings.engine.max_seqs, self.memory.table_width, page_size)
-        self._programs = Programs(model, config, settings.engine.decode_steps)
+        self._weights, tree = jax.tree.flatten(model)
+        self._spec = StepSpec(config, tree, settings.engine.decode_steps, self._count_compilation)
         self._state = self.memory.make_state()
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence, OpenRequest] = {}
@@ -131,16 +132,20 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile the programs for every declared shape, so that nothing is compiled later."""
-        programs, nothing = self._programs, StepPlan()
-        for size in self.memory.token_buckets:
-            batch = self._batcher.mixed(nothing, size)
-            self._state, _ = programs.mixed(programs.weights, self._state, batch)
-        for size in self.memory.row_buckets:
-            batch = self._batcher.decode(nothing, size)
-            self._state, _ = programs.decode(programs.weights, self._state, batch, np.int32(0))
+        nothing = StepPlan()
+        for needs in (None, np.zeros(len(Needs._fields), bool)):
+            for size in self.memory.token_buckets:
+                batch = self._batcher.mixed(nothing, size)._replace(needs=needs)
+                self._state, _ = mixed_step(self._spec, self._weights, self._state, batch)
+            for size in self.memory.row_buckets:
+                batch = self._batcher.decode(nothing, size)._replace(needs=needs)
+                self._state, _ = decode_steps(self._spec, self._weights, self._state, batch, np.int32(0))
         self._set_slot(self.settings.engine.max_seqs, np.zeros(0, np.int32), {}, ())
         jax.block_until_ready(self._state)
-        self.metrics.compilations = programs.compilations
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache of all that no sequence uses."""
+        self.cache.forget()
 
     def check_integrity(self) -> None:
         """Assert that every page of the pool is accounted for."""
@@ -172,7 +177,6 @@ class Engine:
 
     def _launch(self, plan: StepPlan) -> InFlight:
         """Hand a plan to the device; returns without waiting for it."""
-        programs = self._programs
         for chunk in plan.prefills:
             self._upload(chunk.sequence)
         if plan.prefills:
@@ -184,16 +188,17 @@ class Engine:
             rows = bucket(len(plan.decodes), self.memory.row_buckets)
             padded = rows * plan.steps
             batch = self._batcher.decode(plan, rows)
+        given = (self._spec, self._weights, self._state, batch)
         scores = None
         if not plan.prefills:
-            self._state, sampled = programs.decode(programs.weights, self._state, batch, np.int32(plan.steps))
+            self._state, sampled = decode_steps(*given, np.int32(plan.steps))
         elif any(chunk.sequence.request.score for chunk in plan.prefills):
-            self._state, sampled, scores = programs.score(programs.weights, self._state, batch)
+            self._state, sampled, scores = score_step(*given)
         else:
-            self._state, sampled = programs.mixed(programs.weights, self._state, batch)
+            self._state, sampled = mixed_step(*given)
         sampled.tokens.copy_to_host_async()
         self._count(plan, real, padded)
-        return InFlight(plan, sampled, bool(Needs(*batch.needs).logprobs), scores)
+        return InFlight(plan, sampled, batch.needs is not None and bool(Needs(*batch.needs).logprobs), scores)
 
     def _upload(self, sequence: Sequence) -> None:
         """Bring what a sequence's penalties, biases and minimum length need to its slot."""
@@ -215,10 +220,11 @@ class Engine:
         bias_values[: len(bias)] = list(bias.values())
         banned_ids = np.full(MAX_BANNED, nowhere, np.int32)
         banned_ids[: len(banned)] = banned
-        table = self._programs.set_slot(
-            self._state.table, np.int32(slot), history, bias_ids, bias_values, banned_ids
-        )
+        table = set_slot(self._state.table, np.int32(slot), history, bias_ids, bias_values, banned_ids)
         self._state = self._state._replace(table=table)
+
+    def _count_compilation(self) -> None:
+        self.metrics.compilations += 1
 
     def _count(self, plan: StepPlan, real: int, padded: int) -> None:
         metrics = self.metrics
@@ -228,7 +234,6 @@ class Engine:
         metrics.padding_tokens += padded - real
         metrics.peak_pages = max(metrics.peak_pages, self.cache.used)
         metrics.preemptions = self.planner.preemptions
-        metrics.compilations = self._programs.compilations
 
     def _collect(self, call: InFlight) -> None:
         """Read a call's tokens and advance its sequences."""

@@ -41,12 +41,16 @@ class Sampled(NamedTuple):
 
 
 def sample(
-    logits: jax.Array, lengths: jax.Array, rows: Rows, knobs: Knobs, needs: Needs, table: SlotTable
+    logits: jax.Array, lengths: jax.Array, rows: Rows, knobs: Knobs, needs: Needs | None, table: SlotTable
 ) -> Sampled:
-    """One token per row. logits: float32 [S, V]; lengths: int32 [S], tokens before the new one.
+    """One token per row. logits: float32 [S, V]; lengths: int32 [S], tokens before the new one; no needs: greedy.
 
     Log-probabilities are of the model's own distribution, before penalties, bias, temperature and filters.
     """
+    if needs is None:
+        best, likeliest = _argmax(logits)
+        tokens = jnp.where(jnp.isfinite(likeliest), best, INVALID_TOKEN)
+        return Sampled(tokens, *_no_logprobs(logits, tokens))
     scores = jax.lax.cond(
         needs.biases | needs.penalties,
         lambda: _adjust(logits, lengths, rows, knobs, needs, table),

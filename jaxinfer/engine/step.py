@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -28,136 +31,137 @@ class State(NamedTuple):
     table: SlotTable
 
 
-class Programs:
-    """Jitted functions of (weights, state, batch). `compilations` counts how often one was traced for new shapes.
+@dataclass(frozen=True)
+class StepSpec:
+    """What the programs are compiled for, beside the shapes of their arguments. Equal specs share compiled programs.
 
-    The model goes in as a flat list of arrays: flattening modules costs more per call than a decode step may.
+    Attributes:
+      tree: structure of the model's arrays. They go in as a flat list: flattening modules at every call costs more
+        than a small step does.
+      decode_steps: most steps of a decode call.
+      on_trace: told whenever a program is compiled for new shapes.
     """
 
-    def __init__(self, model: Decoder, config: ModelConfig, decode_steps: int):
-        self.weights, self._tree = jax.tree.flatten(model)
-        self.config = config
-        self.decode_steps = decode_steps
-        self.compilations = 0
-        self.mixed = jax.jit(self._mixed, donate_argnums=1)
-        self.decode = jax.jit(self._decode, donate_argnums=1)
-        self.score = jax.jit(self._score, donate_argnums=1)
-        self.set_slot = jax.jit(self._set_slot, donate_argnums=0)
+    config: ModelConfig
+    tree: jax.tree_util.PyTreeDef
+    decode_steps: int
+    on_trace: Callable[[], None] = field(compare=False)
 
-    def _mixed(self, weights: list[jax.Array], state: State, batch: Batch) -> tuple[State, Sampled]:
-        """Chunks and decoding rows together; one new token per row, as Sampled with a step axis of one."""
-        state, sampled, _ = self._run_mixed(self._model(weights), state, batch)
-        return state, sampled
+    def model(self, weights: list[jax.Array]) -> Decoder:
+        self.on_trace()  # runs while tracing, never in a compiled call
+        return jax.tree.unflatten(self.tree, weights)
 
-    def _score(
-        self, weights: list[jax.Array], state: State, batch: Batch
-    ) -> tuple[State, Sampled, jax.Array]:
-        """As `_mixed`, and the log-probability of every token's target: float32 [T]."""
-        model = self._model(weights)
-        state, sampled, hidden = self._run_mixed(model, state, batch)
 
-        def target_logprob(token):
-            hidden, target = token
-            return jax.nn.log_softmax(logits(model, self.config, hidden[None])[0])[target]
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def mixed_step(spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch) -> tuple[State, Sampled]:
+    """Chunks and decoding rows together; one new token per row, as Sampled with a step axis of one."""
+    state, sampled, _ = _run_mixed(spec, spec.model(weights), state, batch)
+    return state, sampled
 
-        targets = Tokens(*batch.tokens).targets
-        block = min(SCORE_BLOCK, len(targets))
-        return state, sampled, jax.lax.map(target_logprob, (hidden, targets), batch_size=block)
 
-    def _decode(
-        self, weights: list[jax.Array], state: State, batch: Batch, steps: jax.Array
-    ) -> tuple[State, Sampled]:
-        """`steps` (at most decode_steps) tokens per row, fed back on the device: Sampled with a leading step axis."""
-        model = self._model(weights)
-        rows = Rows(*batch.rows)
-        size = rows.slots.shape[0]
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def score_step(
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch
+) -> tuple[State, Sampled, jax.Array]:
+    """As `mixed_step`, and the log-probability of every token's target: float32 [T]."""
+    model = spec.model(weights)
+    state, sampled, hidden = _run_mixed(spec, model, state, batch)
 
-        def step(i, carry):
-            state, out = carry
-            active = i < rows.counts
-            positions = rows.kv_lengths + i
-            ids = state.table.last_tokens[rows.slots]
-            attend = self._attend(
-                batch.page_table,
-                jnp.arange(size, dtype=jnp.int32),
-                active.astype(jnp.int32),
-                positions + 1,
-                jnp.where(active, self._kv_slots(state.pool, batch.page_table, positions), -1),
-            )
-            rope_lengths = jnp.maximum(rows.rope_floors, positions + 1)
-            hidden, pool = forward(
-                model, self.config, ids, positions, rope_lengths, attend, state.pool, active
-            )
-            state, sampled = self._sample(model, hidden, pool, state.table, batch, positions + 1, active)
-            return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), out, sampled)
+    def target_logprob(token):
+        hidden, target = token
+        return jax.nn.log_softmax(logits(model, spec.config, hidden[None])[0])[target]
 
-        return jax.lax.fori_loop(0, steps, step, (state, self._empty_samples(size)))
+    targets = Tokens(*batch.tokens).targets
+    block = min(SCORE_BLOCK, len(targets))
+    return state, sampled, jax.lax.map(target_logprob, (hidden, targets), batch_size=block)
 
-    def _empty_samples(self, size: int) -> Sampled:
-        lead = (self.decode_steps, size)
-        top = (*lead, MAX_TOP_LOGPROBS)
-        return Sampled(jnp.zeros(lead, jnp.int32), jnp.zeros(lead), jnp.zeros(top, jnp.int32), jnp.zeros(top))
 
-    def _set_slot(self, table: SlotTable, slot, history, bias_ids, bias_values, banned_ids) -> SlotTable:
-        self.compilations += 1
-        return table._replace(
-            history=table.history.at[slot].set(history),
-            bias_ids=table.bias_ids.at[slot].set(bias_ids),
-            bias_values=table.bias_values.at[slot].set(bias_values),
-            banned_ids=table.banned_ids.at[slot].set(banned_ids),
-        )
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode_steps(
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, steps: jax.Array
+) -> tuple[State, Sampled]:
+    """`steps` tokens per row, fed back on the device: Sampled with a leading axis of spec.decode_steps."""
+    model = spec.model(weights)
+    rows = Rows(*batch.rows)
+    size = rows.slots.shape[0]
 
-    def _model(self, weights: list[jax.Array]) -> Decoder:
-        self.compilations += 1  # runs once per trace
-        return jax.tree.unflatten(self._tree, weights)
+    def step(i, carry):
+        state, out = carry
+        active = i < rows.counts
+        positions = rows.kv_lengths + i
+        kv_slots = jnp.where(active, _kv_slots(state.pool, batch.page_table, positions), -1)
+        starts = jnp.arange(size, dtype=jnp.int32)
+        attend = _attend(spec, batch.page_table, starts, active.astype(jnp.int32), positions + 1, kv_slots)
+        ids = state.table.last_tokens[rows.slots]
+        rope_lengths = jnp.maximum(rows.rope_floors, positions + 1)
+        hidden, pool = forward(model, spec.config, ids, positions, rope_lengths, attend, state.pool, active)
+        state, sampled = _sample(spec, model, hidden, pool, state.table, batch, positions + 1, active)
+        return state, jax.tree.map(lambda every, new: every.at[i].set(new), out, sampled)
 
-    def _run_mixed(self, model: Decoder, state: State, batch: Batch) -> tuple[State, Sampled, jax.Array]:
-        tokens, rows = Tokens(*batch.tokens), Rows(*batch.rows)
-        ids = jnp.where(tokens.ids == TOKEN_FROM_SLOT, state.table.last_tokens[tokens.slots], tokens.ids)
-        attend = self._attend(batch.page_table, rows.starts, rows.counts, rows.kv_lengths, tokens.kv_slots)
-        valid = tokens.kv_slots >= 0
-        hidden, pool = forward(
-            model, self.config, ids, tokens.positions, tokens.rope_lengths, attend, state.pool, valid
-        )
-        last = hidden[jnp.maximum(rows.starts + rows.counts - 1, 0)]
-        wanted = rows.samples > 0
-        state, sampled = self._sample(model, last, pool, state.table, batch, rows.kv_lengths, wanted)
-        return state, jax.tree.map(lambda new: new[None], sampled), hidden
+    return jax.lax.fori_loop(0, steps, step, (state, _no_samples(spec.decode_steps, size)))
 
-    def _attend(self, page_table, starts, counts, kv_lengths, kv_slots):
-        scale = 1 / math.sqrt(self.config.head_dim)
 
-        def attend(pool: KVPool, layer, q, k, v, window):
-            pool = KVPool(*kv_write(pool.k_pages, pool.v_pages, layer, k, v, kv_slots))
-            out = ragged_attention(
-                q,
-                pool.k_pages,
-                pool.v_pages,
-                layer,
-                page_table,
-                starts,
-                counts,
-                kv_lengths,
-                scale=scale,
-                window=window,
-            )
-            return out, pool
+@partial(jax.jit, donate_argnums=0)
+def set_slot(table: SlotTable, slot, history, bias_ids, bias_values, banned_ids) -> SlotTable:
+    """Bring to a slot what the penalties, biases and minimum length of its sequence need."""
+    return table._replace(
+        history=table.history.at[slot].set(history),
+        bias_ids=table.bias_ids.at[slot].set(bias_ids),
+        bias_values=table.bias_values.at[slot].set(bias_values),
+        banned_ids=table.banned_ids.at[slot].set(banned_ids),
+    )
 
-        return attend
 
-    def _kv_slots(self, pool: KVPool, page_table: jax.Array, positions: jax.Array) -> jax.Array:
-        size = pool.k_pages.shape[3]
-        pages = jnp.take_along_axis(page_table, positions[:, None] // size, axis=1, mode="clip")[:, 0]
-        return pages * size + positions % size
+def _run_mixed(
+    spec: StepSpec, model: Decoder, state: State, batch: Batch
+) -> tuple[State, Sampled, jax.Array]:
+    tokens, rows = Tokens(*batch.tokens), Rows(*batch.rows)
+    ids = jnp.where(tokens.ids == TOKEN_FROM_SLOT, state.table.last_tokens[tokens.slots], tokens.ids)
+    attend = _attend(spec, batch.page_table, rows.starts, rows.counts, rows.kv_lengths, tokens.kv_slots)
+    valid = tokens.kv_slots >= 0
+    hidden, pool = forward(
+        model, spec.config, ids, tokens.positions, tokens.rope_lengths, attend, state.pool, valid
+    )
+    last = hidden[jnp.maximum(rows.starts + rows.counts - 1, 0)]
+    wanted = rows.samples > 0
+    state, sampled = _sample(spec, model, last, pool, state.table, batch, rows.kv_lengths, wanted)
+    return state, jax.tree.map(lambda new: new[None], sampled), hidden
 
-    def _sample(self, model, hidden, pool, table, batch, lengths, wanted) -> tuple[State, Sampled]:
-        """Sample a token after each row's first `lengths` tokens and, where `wanted`, make it the slot's next input."""
-        rows = Rows(*batch.rows)
-        scores = logits(model, self.config, hidden)
-        sampled = sample(scores, lengths, rows, Knobs(*batch.knobs), Needs(*batch.needs), table)
-        slots = jnp.where(wanted, rows.slots, table.last_tokens.shape[0] - 1)
-        table = table._replace(
-            last_tokens=table.last_tokens.at[slots].set(sampled.tokens),
-            history=table.history.at[slots, lengths].set(sampled.tokens, mode="drop"),
-        )
-        return State(pool, table), sampled
+
+def _attend(spec: StepSpec, page_table, starts, counts, kv_lengths, kv_slots):
+    """The model's attention over pages: write this step's keys and values, then attend to all."""
+    scale = 1 / math.sqrt(spec.config.head_dim)
+
+    def attend(pool: KVPool, layer, q, k, v, window):
+        pool = KVPool(*kv_write(*pool, layer, k, v, kv_slots))
+        rows = (page_table, starts, counts, kv_lengths)
+        return ragged_attention(q, *pool, layer, *rows, scale=scale, window=window), pool
+
+    return attend
+
+
+def _sample(
+    spec: StepSpec, model: Decoder, hidden, pool: KVPool, table: SlotTable, batch: Batch, lengths, wanted
+) -> tuple[State, Sampled]:
+    """Sample a token after each row's first `lengths` tokens and, where `wanted`, make it the slot's next input."""
+    rows = Rows(*batch.rows)
+    needs = None if batch.needs is None else Needs(*batch.needs)
+    sampled = sample(logits(model, spec.config, hidden), lengths, rows, Knobs(*batch.knobs), needs, table)
+    slots = jnp.where(wanted, rows.slots, table.last_tokens.shape[0] - 1)
+    table = table._replace(
+        last_tokens=table.last_tokens.at[slots].set(sampled.tokens),
+        history=table.history.at[slots, lengths].set(sampled.tokens, mode="drop"),
+    )
+    return State(pool, table), sampled
+
+
+def _kv_slots(pool: KVPool, page_table: jax.Array, positions: jax.Array) -> jax.Array:
+    size = pool.k_pages.shape[3]
+    pages = jnp.take_along_axis(page_table, positions[:, None] // size, axis=1, mode="clip")[:, 0]
+    return pages * size + positions % size
+
+
+def _no_samples(steps: int, size: int) -> Sampled:
+    top = (steps, size, MAX_TOP_LOGPROBS)
+    ids, values = jnp.zeros(top, jnp.int32), jnp.zeros(top)
+    return Sampled(ids[..., 0], values[..., 0], ids, values)

@@ -62,12 +62,21 @@ class PageCache:
     def allocate(self, count: int) -> list[int] | None:
         """`count` pages of one's own, evicting idle prefixes if need be; None if there are not that many."""
         while self.allocator.free < count:
-            node = self.tree.evict(lambda node: self.allocator.owners(node.page) == 1)
-            if node is None:
+            if not self._evict():
                 return None
+        return self.allocator.take(count)
+
+    def forget(self) -> None:
+        """Evict every prefix that no sequence uses."""
+        while self._evict():
+            pass
+
+    def _evict(self) -> bool:
+        node = self.tree.evict(lambda node: self.allocator.owners(node.page) == 1)
+        if node is not None:
             self._idle -= 1
             self.allocator.release(node.page)
-        return self.allocator.take(count)
+        return node is not None
 
     def publish(self, parent: Node, key: bytes, page: int) -> Node:
         """Offer a sequence's own full page to others. Someone else's equal page stays the shared one."""

@@ -1,0 +1,36 @@
+"""The bench command: runs one benchmark, prints its table, writes its result."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from bench.result import Result
+
+BENCHES = {
+    "engine": "tokens/s, steps, compilations, padding and host share of the engine, on this machine's own limits",
+    "peers": "the same batch through jaxinfer and through transformers, side by side",
+    "convert-memory": "peak memory of converting a synthetic multi-GB checkpoint",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "name", choices=BENCHES, metavar="NAME", help="; ".join(f"{k}: {v}" for k, v in BENCHES.items())
+    )
+    parser.add_argument("--quick", action="store_true", help="a small version, for a look; not for quoting")
+    parser.add_argument(
+        "--json", metavar="FILE", help="where the result goes; bench/results/DEVICE/NAME.json otherwise"
+    )
+    known, rest = parser.parse_known_args(argv)
+    module = importlib.import_module(f"bench.{known.name.replace('-', '_')}")
+    result: Result = module.run(quick=known.quick, options=rest)
+    result.print()
+    print(f"\n{result.write(known.json)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

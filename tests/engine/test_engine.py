@@ -1,0 +1,228 @@
+"""The engine's answers against one-by-one dense computation, whatever shares the batch."""
+
+import numpy as np
+import pytest
+from helpers import LLAMA, MIXTRAL, answers, dense_logits, greedy, make_engine, request, variant
+
+from jaxinfer.core import FinishReason, Request
+from jaxinfer.errors import ConfigError
+
+
+def prompts(count: int, seed: int = 0, low: int = 1, high: int = 60) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    shared = draw.integers(3, 97, 40)
+    out = []
+    for index in range(count):
+        own = draw.integers(3, 97, draw.integers(low, high))
+        out.append(np.concatenate([shared, own]) if index % 2 else own)
+    return out
+
+
+@pytest.mark.parametrize(
+    "config", [LLAMA, MIXTRAL, variant(windows=(24, 0))], ids=["llama", "mixtral", "window"]
+)
+def test_a_batch_answers_as_one_by_one(config):
+    work = prompts(14)
+    engine = make_engine(config)
+    out = answers(engine, [request(str(i), p, max_tokens=3 + i) for i, p in enumerate(work)])
+    for i, p in enumerate(work):
+        assert list(out[str(i)].token_ids) == greedy(config, p, 3 + i)
+        assert out[str(i)].finish_reason is FinishReason.LENGTH
+        assert out[str(i)].usage.prompt_tokens == len(p) and out[str(i)].usage.completion_tokens == 3 + i
+    assert engine.metrics.cached_tokens > 0
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 31])
+@pytest.mark.parametrize("sharing", ["true", "false"])
+def test_chunks_and_prefix_hits_change_nothing(chunk, sharing):
+    work = prompts(6, seed=1)
+    engine = make_engine(overrides=(f"engine.chunk={chunk}", f"cache.prefix_sharing={sharing}"))
+    for _ in range(2):
+        out = answers(engine, [request(str(i), p) for i, p in enumerate(work)])
+        assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 8) for i, p in enumerate(work))
+    assert (engine.metrics.cached_tokens > 0) == (sharing == "true")
+
+
+def test_a_shared_prefix_is_computed_once_in_one_batch():
+    draw = np.random.default_rng(2)
+    shared = draw.integers(3, 97, 96)
+    work = [np.concatenate([shared, draw.integers(3, 97, 5)]) for _ in range(8)]
+    engine = make_engine()
+    answers(engine, [request(str(i), p, max_tokens=1) for i, p in enumerate(work)])
+    assert engine.metrics.computed_tokens == 96 + 8 * 5
+
+
+def test_choices_share_their_prompt_and_differ_by_draw():
+    engine = make_engine()
+    out = answers(engine, [request("a", np.arange(3, 53), n=4, temperature=1.0, seed=5, max_tokens=12)])["a"]
+    assert [choice.index for choice in out.choices] == [0, 1, 2, 3]
+    assert len({choice.token_ids for choice in out.choices}) == 4
+    assert out.usage.completion_tokens == 48 and engine.metrics.computed_tokens < 50 + 3 * 16 + 48
+
+
+def test_sampled_answers_depend_on_request_and_seed_alone():
+    work = prompts(6, seed=3)
+    make = lambda i: request(str(i), work[i], temperature=1.0, top_p=0.9, seed=i, max_tokens=20)  # noqa: E731
+    together = answers(make_engine(), [make(i) for i in range(6)])
+    reverse = answers(make_engine(overrides=("engine.decode_steps=1",)), [make(i) for i in range(5, -1, -1)])
+    alone = answers(make_engine(), [make(4)])
+    assert {k: v.token_ids for k, v in together.items()} == {k: v.token_ids for k, v in reverse.items()}
+    assert alone["4"].token_ids == together["4"].token_ids
+
+
+def test_a_pool_too_small_preempts_and_answers_the_same():
+    work = prompts(8, seed=4, low=20, high=40)
+    engine = make_engine(overrides=("cache.pages=20", "cache.page_size=8"))
+    out = answers(engine, [request(str(i), p, max_tokens=60) for i, p in enumerate(work)])
+    assert engine.metrics.preemptions > 0
+    assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 60) for i, p in enumerate(work))
+
+
+def test_the_tightest_pool_that_can_hold_one_sequence_serves_all_in_turn():
+    engine = make_engine(overrides=("cache.pages=9", "cache.page_size=8"))
+    work = prompts(5, seed=5, low=10, high=24)
+    out = answers(engine, [request(str(i), p[:30], max_tokens=64 - len(p[:30])) for i, p in enumerate(work)])
+    assert all(
+        list(out[str(i)].token_ids) == greedy(LLAMA, p[:30], 64 - len(p[:30])) for i, p in enumerate(work)
+    )
+
+
+def test_end_of_sequence_and_stop_tokens():
+    prompt = np.arange(3, 30)
+    tokens = greedy(LLAMA, prompt, 30)
+    config = variant(eos_ids=(tokens[10],))
+    first = tokens.index(tokens[10])
+    engine = make_engine(config)
+    out = answers(engine, [request("eos", prompt, max_tokens=30, ignore_eos=False)])["eos"]
+    assert list(out.token_ids) == tokens[: first + 1] and out.finish_reason is FinishReason.STOP
+    out = answers(engine, [request("on", prompt, max_tokens=30)])["on"]
+    assert list(out.token_ids) == tokens and out.finish_reason is FinishReason.LENGTH
+    stop = tokens[5]
+    out = answers(engine, [request("stop", prompt, max_tokens=30, stop_token_ids=(stop,))])["stop"]
+    assert list(out.token_ids) == tokens[: tokens.index(stop) + 1] and out.finish_reason is FinishReason.STOP
+
+
+def test_no_end_before_the_minimum_length():
+    prompt = np.arange(3, 30)
+    tokens = greedy(LLAMA, prompt, 30)
+    config = variant(eos_ids=(tokens[0],))
+    out = answers(make_engine(config), [request("a", prompt, min_tokens=6, max_tokens=30, ignore_eos=False)])[
+        "a"
+    ]
+    assert tokens[0] not in out.token_ids[:6] and len(out.token_ids) >= 6
+
+
+def test_penalties_survive_preemption():
+    work = prompts(8, seed=6, low=20, high=40)
+    make = lambda i: request(str(i), work[i], max_tokens=60, repetition_penalty=1.5, presence_penalty=0.5)  # noqa: E731
+    roomy = answers(make_engine(), [make(i) for i in range(8)])
+    tight = make_engine(overrides=("cache.pages=20", "cache.page_size=8"))
+    again = answers(tight, [make(i) for i in range(8)])
+    assert tight.metrics.preemptions > 0
+    assert {k: v.token_ids for k, v in roomy.items()} == {k: v.token_ids for k, v in again.items()}
+    plain = answers(make_engine(), [request("0", work[0], max_tokens=60)])
+    assert plain["0"].token_ids != roomy["0"].token_ids
+
+
+def test_logprobs_and_scores_are_the_models():
+    prompt = np.arange(3, 60)
+    engine = make_engine()
+    out = answers(engine, [request("a", prompt, max_tokens=6, logprobs=3)])["a"]
+    whole = np.concatenate([prompt, out.token_ids])
+    expected = dense_logits(LLAMA, whole)
+    expected = expected - np.log(np.exp(expected).sum(1, keepdims=True))
+    for i, token in enumerate(out.logprobs):
+        at = expected[len(prompt) + i - 1]
+        assert token.logprob == pytest.approx(at[token.token_id], abs=1e-4)
+        assert [t for t, _ in token.top] == np.argsort(-at)[:3].tolist()
+    scored = Request(id="s", prompt_ids=whole.astype(np.int32), score=True)
+    out = answers(
+        engine, [scored, request("b", prompt)]
+    )  # beside another request, after its prefix is cached
+    np.testing.assert_allclose(
+        out["s"].prompt_logprobs, expected[np.arange(len(whole) - 1), whole[1:]], atol=1e-4
+    )
+    assert list(out["b"].token_ids) == greedy(LLAMA, prompt, 8)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "code", "says"),
+    [
+        ([], {}, "empty_prompt", "no tokens"),
+        ([5] * 300, {}, "context_length_exceeded", "256"),
+        ([5] * 250, {"max_tokens": 10}, "context_length_exceeded", "256"),
+        ([5, 97], {}, "invalid_token", "97"),
+        ([5, -1], {}, "invalid_token", "-1"),
+        ([5], {"logit_bias": {100: 1.0}}, "invalid_token", "100"),
+        ([5], {"stop": ("x",)}, "no_tokenizer", "tokenizer"),
+    ],
+)
+def test_a_request_that_cannot_be_served_fails_alone(prompt, sampling, code, says):
+    engine = make_engine()
+    out = answers(engine, [request("bad", prompt, **sampling), request("good", [5, 6, 7])])
+    assert out["bad"].error.code == code and says in out["bad"].error.message
+    assert list(out["good"].token_ids) == greedy(LLAMA, [5, 6, 7], 8)
+
+
+def test_a_request_larger_than_the_pool_is_refused_with_its_limit():
+    engine = make_engine(overrides=("cache.pages=5",))
+    out = answers(engine, [request("big", [5] * 60, max_tokens=10)])["big"]
+    assert out.error.code == "context_length_exceeded" and "64" in out.error.message
+
+
+def test_without_max_tokens_the_context_is_filled():
+    out = answers(make_engine(), [request("a", [5] * 200, max_tokens=None)])["a"]
+    assert len(out.token_ids) == 56
+
+
+def test_nothing_is_compiled_after_warm_up():
+    engine = make_engine()
+    engine.warm_up()
+    before = engine.metrics.compilations
+    work = prompts(30, seed=7)
+    mixed = [
+        request(
+            str(i),
+            p,
+            max_tokens=1 + i,
+            temperature=i % 3 / 2,
+            logprobs=i % 2 or None,
+            top_k=i % 5,
+            presence_penalty=i % 2,
+            logit_bias={5: 1.0} if i % 7 == 0 else {},
+        )
+        for i, p in enumerate(work)
+    ]
+    answers(engine, mixed)
+    assert engine.metrics.compilations == before
+
+
+def test_closing_early_frees_everything_and_the_engine_goes_on():
+    engine = make_engine()
+    stream = engine.run([request(str(i), p, max_tokens=20) for i, p in enumerate(prompts(12))])
+    next(stream)
+    stream.close()
+    engine.check_integrity()
+    assert list(answers(engine, [request("a", [5, 6, 7])])["a"].token_ids) == greedy(LLAMA, [5, 6, 7], 8)
+
+
+def test_an_endless_source_is_read_as_there_is_room():
+    taken = 0
+
+    def source():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield request(str(taken), [5, 6, taken % 90 + 3], max_tokens=4)
+
+    engine = make_engine()
+    stream = engine.run(source())
+    for _ in range(40):
+        next(stream)
+    assert taken <= 40 + 8 * 6
+    stream.close()
+
+
+def test_settings_that_contradict_the_model_are_refused():
+    with pytest.raises(ConfigError, match=r"engine\.max_context = 512.*256"):
+        make_engine(overrides=("engine.max_context=512",))
