@@ -55,14 +55,13 @@ class Lines(_Periodic):
     """A line a minute."""
 
     def _show(self) -> None:
-        share = (
-            f"{self._tally.position / self._tally.size:.0%} of the input read, " if self._tally.size else ""
-        )
-        self._console.print(f"{share}{state(self._tally)}", highlight=False, soft_wrap=True)
+        share = self._tally.share
+        done = "" if share is None else f"{share:.0%} done, "
+        self._console.print(f"{done}{state(self._tally)}", highlight=False, soft_wrap=True)
 
 
 class Bar(_Periodic):
-    """A bar over the bytes of the input, or an endless one for a pipe."""
+    """A bar over the rows of the input, or an endless one for a pipe."""
 
     period = 0.25
 
@@ -78,7 +77,7 @@ class Bar(_Periodic):
             auto_refresh=False,
             transient=True,
         )
-        self._task = self._progress.add_task("", total=tally.size)
+        self._task = self._progress.add_task("", total=None if tally.size is None else 1.0)
 
     def __enter__(self):
         self._progress.start()
@@ -90,7 +89,7 @@ class Bar(_Periodic):
 
     def _show(self) -> None:
         self._progress.update(
-            self._task, completed=self._tally.position, description=state(self._tally), refresh=True
+            self._task, completed=self._tally.share or 0.0, description=state(self._tally), refresh=True
         )
 
 

@@ -149,6 +149,7 @@ class BatchRun:
         """Requests of all rows that are not done yet; rows in error go straight to the journal."""
         for key, row in ((each.key, each.row) for each in self._identified(self._ignored)):
             self._tally.position = self._source.position
+            self._tally.read += 1
             if key in self._done:
                 self._tally.kept += 1
                 continue

@@ -17,6 +17,7 @@ class Tally:
       kept: rows of an earlier run that are in the output already, errors among them included.
       answered, errors: rows of this run; errors by code.
       kept_errors: errors by code among the kept rows.
+      read: rows read so far, finished or not.
       position, size: bytes of the input read so far, and in all (None if unknown).
     """
 
@@ -27,6 +28,7 @@ class Tally:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    read: int = 0
     position: int = 0
     size: int | None = None
     started: float = field(default_factory=time.monotonic)
@@ -44,6 +46,13 @@ class Tally:
     @property
     def rows(self) -> int:
         return self.kept + self.answered + self.errors.total()
+
+    @property
+    def share(self) -> float | None:
+        """Finished part of all rows, whose number follows from the bytes read; None for an input of unknown size."""
+        if self.size is None:
+            return None
+        return self.rows / self.read * (self.position / self.size) if self.read and self.size else 0.0
 
     @property
     def seconds(self) -> float:
