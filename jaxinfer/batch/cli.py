@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from jaxinfer.batch.extras import check_paths, write_extras
+from jaxinfer.batch.extras import check_paths, journal_path, write_extras
 from jaxinfer.batch.interruption import Interrupted, Interruption
 from jaxinfer.batch.journal import Journal, OutputFile
 from jaxinfer.batch.kept import JournalError
@@ -61,7 +61,8 @@ class _Command:
     def run(self, load_model: Callable[[Settings], Engine]) -> int:
         check_paths(self.options)
         source = Source(self.options.input, max_line_bytes=self.settings.batch.max_line_bytes)
-        output = OutputFile(self.options.output, overwrite=self.options.overwrite)
+        self.options.journal = journal_path(self.options.output, overwrite=self.options.overwrite)
+        output = OutputFile(self.options.journal, overwrite=self.options.overwrite)
         try:
             with self.interruption.exposed():
                 run = self._prepare(load_model(self.settings), source)
@@ -151,7 +152,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="JSON lines, .gz, or -; may be repeated",
     )
-    add("-o", "--output", required=True, metavar="FILE", help="rows already in it are kept and skipped")
+    add(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="rows already in it are kept and skipped; .parquet keeps them in FILE.jsonl until it is whole",
+    )
     add("--model", metavar="FOLDER", help="a converted model; the embedded one if left out")
     add("--config", metavar="FILE", help="settings in TOML")
     add(

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable
 
+from jaxinfer.batch import parquet
 from jaxinfer.batch.kept import JournalError, is_error_row
 from jaxinfer.batch.report import render
 from jaxinfer.batch.runner import BatchRun
@@ -22,14 +23,37 @@ def write_extras(options: argparse.Namespace, run: BatchRun, tally: Tally, statu
         numbers = tally.metrics() | {"exit_status": status}
         numbers |= {f"engine_{name}": value for name, value in metrics.items()}
         _write_file(options.metrics, [json.dumps(numbers, indent=2).encode() + b"\n"])
+    if options.journal != options.output and status in (0, 1):
+        with open(options.journal, "rb") as rows:
+            parquet.export(rows, options.output)
     if options.errors:
-        with open(options.output, "rb") as rows:
+        with open(options.journal, "rb") as rows:
             _write_file(options.errors, filter(is_error_row, rows))
     if options.report:
         page = render(
             output=options.output, model=run.model_name, tally=tally, history=run.history, metrics=metrics
         )
         _write_file(options.report, [page.encode()])
+
+
+def journal_path(output: str, *, overwrite: bool) -> str:
+    """Where rows are appended: the output itself, or a file beside it if the output cannot be appended to.
+
+    Raises:
+      InputError: a Parquet output that has no such file beside it, so that nothing tells what it answers.
+    """
+    if not output.endswith(parquet.SUFFIX):
+        return output
+    try:
+        parquet.require()
+    except OSError as error:
+        raise InputError(f"{output}: {error}") from None
+    journal = output + ".jsonl"
+    if os.path.exists(output) and not os.path.exists(journal) and not overwrite:
+        raise InputError(
+            f"{output}: exists without its {journal}, so it cannot be resumed; --overwrite starts anew"
+        )
+    return journal
 
 
 def check_paths(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Input lines, one at a time, from files, gzip files and pipes, in bounded memory."""
+"""Input lines, one at a time, from files, gzip files, Parquet files and pipes, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
+from jaxinfer.batch import parquet
 from jaxinfer.errors import JaxInferError, RequestError
 
 _BUFFER = 1 << 20
@@ -100,13 +101,9 @@ class Source:
         number = 0
         try:
             with self._stored(index) as stored:
-                self._open = stored if self._sizes[index] is not None else None
-                file = gzip.GzipFile(fileobj=stored) if name.endswith(".gz") else stored
-                for number, raw, too_long in _split(file, self.max_line_bytes):
+                for number, raw, too_long in self._pieces(index, name, stored):
                     if too_long:
-                        message = (
-                            f"the line is longer than {self.max_line_bytes} bytes (batch.max_line_bytes)"
-                        )
+                        message = f"the row is longer than {self.max_line_bytes} bytes (batch.max_line_bytes)"
                         yield Line(name, number, b"", index, RequestError("line_too_long", message))
                     elif raw:
                         yield Line(name, number, raw, index)
@@ -115,6 +112,16 @@ class Source:
             yield Line(name, number + 1, b"", index, RequestError("input_unreadable", message))
         finally:
             self._open = None
+
+    def _pieces(self, index: int, name: str, stored: IO[bytes]) -> Iterator[tuple[int, bytes, bool]]:
+        if name.endswith(parquet.SUFFIX):  # its reader jumps about in the file, so there is no position
+            for number, raw in enumerate(parquet.read_lines(stored), start=1):
+                yield number, raw, len(raw) > self.max_line_bytes
+            return
+        self._open = stored if self._sizes[index] is not None else None
+        yield from _split(
+            gzip.GzipFile(fileobj=stored) if name.endswith(".gz") else stored, self.max_line_bytes
+        )
 
 
 def _split(file, limit: int) -> Iterator[tuple[int, bytes, bool]]:
@@ -146,6 +153,8 @@ def _check(path: str) -> int | None:
         with open(path, "rb") as stored:
             if path.endswith(".gz"):
                 gzip.GzipFile(fileobj=stored).read(1)
+            elif path.endswith(parquet.SUFFIX):
+                parquet.check(stored)
     except _GZIP_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot read this input: {reason}") from None
