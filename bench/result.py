@@ -58,10 +58,10 @@ class Result:
         from rich.table import Table
 
         console = Console()
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        table = Table(*names, title=f"{self.bench} on {self.device}, jax {self.jax}, commit {self.commit}")
-        for row in self.rows:
-            table.add_row(*(_show(row.get(name, "")) for name in names))
+        table = Table("", *(str(index + 1) for index in range(len(self.rows))))
+        for name in dict.fromkeys(name for row in self.rows for name in row):
+            table.add_row(name, *(_show(row.get(name, "")) for row in self.rows))
+        console.print(f"{self.bench} on {self.device}, jax {self.jax}, commit {self.commit}")
         console.print(table)
         for name, value in self.summary.items():
             console.print(f"{name:32s} {_show(value)}")
