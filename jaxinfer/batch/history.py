@@ -35,6 +35,8 @@ class History:
         self._due = now + self.interval
 
     def add(self, seconds: float, counters: Mapping[str, float]) -> None:
+        if len(self.points) > 1 and seconds - self.points[-1][0] < self.interval / 2:
+            self.points.pop()  # over a short stretch, such as the last one, a rate is only noise
         self.points.append((seconds, dict(counters)))
         if len(self.points) > _MAX_POINTS:
             self.points = [*self.points[:-1:2], self.points[-1]]

@@ -109,6 +109,9 @@ class BatchRun:
           JaxInferError: the engine or the journal cannot go on.
         """
         self._put = self._writer(journal)
+        self._tally.started = time.monotonic()  # loading the model is no part of the rates
+        self.history = History()
+        self._sample()
         stream = iter(self._engine.stream(self._requests()))
         try:
             for completion in stream:

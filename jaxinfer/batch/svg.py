@@ -22,7 +22,8 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
         path = " ".join(f"{_x(x / last):.1f},{_y(y / top):.1f}" for x, y in curve)
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
     ticks = "".join(
-        _text(_x(share), _BOTTOM + 16, _short(share * last) + " s", "middle") for share in (0, 0.5, 1)
+        _text(_x(share), _BOTTOM + 16, _short(share * last) + " s", anchor)
+        for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
     )
     return _legend([name for name, _ in series]) + _svg(_scale(top) + ticks + "".join(drawn))
 

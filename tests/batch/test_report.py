@@ -71,6 +71,14 @@ def test_history_stays_small_and_its_rates_add_up():
     assert all(rate == 0 for _, rate in history.rate("unknown"))
 
 
+def test_a_short_last_stretch_makes_no_peak():
+    history = History(interval=1.0)
+    for seconds, rows in [(0, 0), (1, 10), (2, 20), (2.001, 25)]:
+        history.add(seconds, {"rows": rows})
+    assert max(rate for _, rate in history.rate("rows")) < 16
+    assert history.points[-1] == (2.001, {"rows": 25})
+
+
 def test_charts_stay_inside_their_frame():
     drawn = lines([("a", [(0, 0), (3, 7), (10, 123456)]), ("b", [(0, 5), (10, 1)])]) + bars(
         [("x", 0), ("y", 7)]
