@@ -66,8 +66,9 @@ class LLM:
 
         A prompt that cannot be served yields a Completion with its `error`.
         """
-        one_each = _one_each(sampling)
-        return self._in_order((self._ids(p), s, False) for p, s in zip(_checked(prompts), one_each))
+        if isinstance(prompts, str):
+            raise TypeError("prompts: expected a list or another iterable of prompts, not one text")
+        return self._in_order((self._ids(p), s, False) for p, s in _pairs(prompts, sampling))
 
     def chat(
         self,
@@ -75,8 +76,7 @@ class LLM:
         sampling: SamplingParams | Iterable[SamplingParams] | None = None,
     ) -> Iterator[Completion]:
         """As `generate`, for lists of messages {"role", "content"} in the model's chat template."""
-        one_each = _one_each(sampling)
-        return self._in_order((self._chat_ids(c), s, False) for c, s in zip(conversations, one_each))
+        return self._in_order((self._chat_ids(c), s, False) for c, s in _pairs(conversations, sampling))
 
     def score(self, prompts: Prompt | Iterable[Prompt]) -> np.ndarray | list[np.ndarray]:
         """Log-probability (natural) of every token after the first: float32 [tokens - 1].
@@ -177,18 +177,15 @@ def _is_prompt(prompts: Any) -> bool:
     return isinstance(prompts, (list, tuple)) and all(isinstance(p, (int, np.integer)) for p in prompts)
 
 
-def _checked(prompts: Iterable[Prompt]) -> Iterable[Prompt]:
-    if isinstance(prompts, str):
-        raise TypeError("prompts: expected an iterable of prompts, not one text; wrap it in a list")
-    return prompts
-
-
-def _one_each(sampling: SamplingParams | Iterable[SamplingParams] | None) -> Iterator[SamplingParams]:
+def _pairs(items: Iterable[Any], sampling: SamplingParams | Iterable[SamplingParams] | None) -> Iterator[Any]:
+    """Every item with its sampling parameters."""
     if sampling is None or isinstance(sampling, SamplingParams):
-        same = sampling or SamplingParams()
-        while True:
-            yield same
-    yield from sampling
+        yield from ((item, sampling or SamplingParams()) for item in items)
+        return
+    try:
+        yield from zip(items, sampling, strict=True)
+    except ValueError:
+        raise ValueError("sampling: expected one SamplingParams, or as many as there are prompts") from None
 
 
 def _use_compilation_cache(folder: str) -> None:
