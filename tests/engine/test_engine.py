@@ -6,6 +6,7 @@ from helpers import LLAMA, MIXTRAL, answers, dense_logits, greedy, make_engine, 
 
 from jaxinfer.core import FinishReason, Request
 from jaxinfer.errors import ConfigError
+from jaxinfer.models import RopeConfig
 
 
 def prompts(count: int, seed: int = 0, low: int = 1, high: int = 60) -> list[np.ndarray]:
@@ -226,3 +227,31 @@ def test_an_endless_source_is_read_as_there_is_room():
 def test_settings_that_contradict_the_model_are_refused():
     with pytest.raises(ConfigError, match=r"engine\.max_context = 512.*256"):
         make_engine(overrides=("engine.max_context=512",))
+
+
+def stretched(kind: str) -> RopeConfig:
+    factors = {"short_factor": (1.0, 1.1, 1.2, 1.3), "long_factor": (2.0, 3.0, 4.0, 5.0)}
+    more = factors if kind == "longrope" else {}
+    return RopeConfig(theta=100.0, dim=8, kind=kind, factor=4.0, original_context=40, **more)
+
+
+@pytest.mark.parametrize("tight", [False, True])
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_answers_that_outgrow_the_original_context(kind, tight):
+    """longrope: every key is computed anew with the long factors, as transformers' Phi-3 does. dynamic: each answer
+    token is rotated for the length it had then, as transformers' cached generation does."""
+    config = variant(rope=stretched(kind))
+    shared = np.arange(3, 27)
+    work = [np.concatenate([shared, np.full(n, 50 + n)]) for n in (1, 5, 9, 16, 17, 40, 41)]
+    overrides = ("cache.pages=24", "cache.page_size=8") if tight else ()
+    engine = make_engine(config, overrides)
+    for _ in range(2):  # the second time with prefix hits
+        out = answers(engine, [request(str(i), p, max_tokens=30) for i, p in enumerate(work)])
+        for i, prompt in enumerate(work):
+            tokens = list(prompt)
+            for _ in range(30):
+                floor = len(tokens) if kind == "longrope" else len(prompt)
+                lengths = np.maximum(floor, np.arange(len(tokens)) + 1)
+                tokens.append(int(dense_logits(config, tokens, lengths)[-1].argmax()))
+            assert list(out[str(i)].token_ids) == tokens[len(prompt) :], f"prompt of {len(prompt)}"
+    assert engine.metrics.cached_tokens > 0
