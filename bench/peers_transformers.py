@@ -3,27 +3,28 @@
 import json
 import sys
 import time
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 BATCH = 16
-SHARED = {"vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False}
+COMMON: dict[str, Any] = {
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "num_key_value_heads": 4,
+}
+LLAMA = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048}
+MIXTRAL = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1024}
+EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
 
 
 def make(name: str):
     torch.manual_seed(0)
     if name == "llama-110m":
-        shape = {
-            "hidden_size": 768,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "intermediate_size": 2048,
-        }
-        return LlamaForCausalLM(LlamaConfig(num_key_value_heads=4, **shape, **SHARED)).eval()
-    shape = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1024}
-    experts = {"num_local_experts": 8, "num_experts_per_tok": 2}
-    return MixtralForCausalLM(MixtralConfig(num_key_value_heads=4, **shape, **experts, **SHARED)).eval()
+        return LlamaForCausalLM(LlamaConfig(**COMMON | LLAMA)).eval()
+    return MixtralForCausalLM(MixtralConfig(**COMMON | MIXTRAL | EXPERTS)).eval()
 
 
 def generate(model, jobs) -> None:

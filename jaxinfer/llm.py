@@ -88,11 +88,13 @@ class LLM:
           RequestError: a prompt is empty, too long or no prompt at all.
         """
         single = _is_prompt(prompts)
-        jobs = ((self._ids(p), SamplingParams(), True) for p in ([prompts] if single else prompts))
-        scores = []
+        several: Iterable[Any] = [prompts] if single else prompts
+        jobs = ((self._ids(p), SamplingParams(), True) for p in several)
+        scores: list[np.ndarray] = []
         for out in self._in_order(jobs):
             if out.error is not None:
                 raise out.error
+            assert out.prompt_logprobs is not None
             scores.append(out.prompt_logprobs)
         return scores[0] if single else scores
 

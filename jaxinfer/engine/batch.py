@@ -93,11 +93,11 @@ class Batch(NamedTuple):
     where every row is plain greedy (those programs hold no sampler and compile in half the time);
     page_table: int32 [S, P]."""
 
-    tokens: np.ndarray | None
-    rows: np.ndarray
-    knobs: np.ndarray
-    needs: np.ndarray | None
-    page_table: np.ndarray
+    tokens: Any
+    rows: Any
+    knobs: Any
+    needs: Any
+    page_table: Any
 
 
 class Batcher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,12 @@ class SlotTable(NamedTuple):
 
 class Sampled(NamedTuple):
     """tokens int32 [S] (INVALID_TOKEN where the logits were not finite), logprobs float32 [S], top_ids int32 [S, 20],
-    top_logprobs float32 [S, 20]; the log-probabilities are zeros unless asked for."""
+    top_logprobs float32 [S, 20]; the log-probabilities are zeros unless asked for. Arrays of JAX, or read by numpy."""
 
-    tokens: jax.Array
-    logprobs: jax.Array
-    top_ids: jax.Array
-    top_logprobs: jax.Array
+    tokens: Any
+    logprobs: Any
+    top_ids: Any
+    top_logprobs: Any
 
 
 def sample(
