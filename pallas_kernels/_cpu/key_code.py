@@ -17,40 +17,66 @@ from pallas_kernels._cpu.code import (
     store,
     vector_type,
 )
-from pallas_kernels._cpu.memory import I64
+from pallas_kernels._cpu.memory import I32, I64
 
 # Keys in one call of the score tile.
 KEYS = max(LANES, 8)
+# Head dimensions with code of their own.
+COMMON_DEPTHS = (64, 128)
 
 
 def score_function(module, bf16):
     """C[rows, KEYS] = A[rows, depth] @ B[KEYS, depth]^T; the last three int64 are rows, next and second.
 
     The first half of the keys starts at B, the other at `second`, as a page may hold no more than half. KEYS rows at
-    `next` are prefetched. depth is a multiple of 8.
+    `next` are prefetched. depth is a multiple of 8, the rows of B follow each other without a gap.
     """
     builder, args = _new_function(module, f"scores_{bf16}")
-    c, ldc, a, lda, b, ldb, depth, rows, ahead, second = args
-    slots = [builder.alloca(vector_type(LANES)) for _ in range(LANES)]
-    half = KEYS // 2
-    keys = [address_of(builder, b if j < half else second, (ldb, j % half)) for j in range(KEYS)]
-    with loop(builder, builder.mul(ldb, ir.Constant(I64, KEYS)), 64) as offset:
+    depth = args[6]
+    known = [_score_function(module, bf16, depth) for depth in COMMON_DEPTHS]
+    anything = _score_function(module, bf16, None)
+    switch = builder.switch(depth, builder.append_basic_block("other"))
+    for function, constant_depth in zip(known, COMMON_DEPTHS, strict=True):
+        block = builder.append_basic_block("common")
+        switch.add_case(ir.Constant(I64, constant_depth), block)
+        with builder.goto_block(block):
+            builder.call(function, args)
+            builder.ret_void()
+    builder.position_at_end(switch.default)
+    builder.call(anything, args)
+    builder.ret_void()
+    return builder.function
+
+
+def _score_function(module, bf16, known_depth):
+    """The same; with a depth known here, 16 keys need no 16 pointers and the loop over the depth unrolls."""
+    builder, args = _new_function(module, f"scores_{bf16}_{known_depth}")
+    c, ldc, a, lda, b, _, depth, rows, ahead, second = args
+    if known_depth is not None:
+        depth = ir.Constant(I64, known_depth)
+    half, key_bytes = KEYS // 2, builder.mul(depth, ir.Constant(I64, 2 if bf16 else 4))
+    keys = [address_of(builder, b if j < half else second, (key_bytes, j % half)) for j in range(KEYS)]
+    with loop(builder, builder.mul(key_bytes, ir.Constant(I64, KEYS)), 64) as offset:
         prefetch(builder, address_of(builder, ahead, offset))
     with loop(builder, rows, 1) as row:
         query = address_of(builder, a, (lda, row))
         for group in range(0, KEYS, LANES):
-            sums = _dot(builder, slots, query, keys[group : group + LANES], depth, bf16)
+            some = keys[group : group + LANES]
+            if known_depth is None:
+                sums = _dot(builder, query, some, depth, bf16)
+            else:
+                sums = _known_dot(builder, query, some, known_depth, bf16)
             store(builder, _sum_lanes(builder, sums), address_of(builder, c, (ldc, row), 4 * group))
     builder.ret_void()
     return builder.function
 
 
-def _dot(builder, slots, query, keys, depth, bf16):
-    """One vector of partial products for each of LANES keys; `slots` are stack places that become registers."""
+def _dot(builder, query, keys, depth, bf16):
+    """One vector of partial products for each of LANES keys."""
+    with builder.goto_entry_block():
+        slots = [builder.alloca(vector_type(LANES)) for _ in keys]
     for slot in slots:
         builder.store(constant(0.0), slot)
-    shift = ir.Constant(I64, LANES.bit_length() - 1)
-    whole = builder.shl(builder.lshr(depth, shift), shift)
 
     def add(at, lanes):
         q = _read(builder, query, at, lanes, bf16=False)
@@ -58,6 +84,8 @@ def _dot(builder, slots, query, keys, depth, bf16):
             k = _read(builder, key, at, lanes, bf16)
             builder.store(multiply_add(builder, q, k, builder.load(slot)), slot)
 
+    shift = ir.Constant(I64, LANES.bit_length() - 1)
+    whole = builder.shl(builder.lshr(depth, shift), shift)
     with (
         builder.if_then(builder.icmp_signed(">", whole, ir.Constant(I64, 0))),
         loop(builder, whole, LANES) as at,
@@ -70,6 +98,46 @@ def _dot(builder, slots, query, keys, depth, bf16):
     return [builder.load(slot) for slot in slots]
 
 
+def _known_dot(builder, query, keys, depth, bf16):
+    """The same for a depth known here, key by key, so that memory is read in order.
+
+    bfloat16 come in pairs of an even and an odd one, which part by a shift and a mask, cheaper than widening.
+    """
+    queries = [
+        _read(builder, query, ir.Constant(I64, at), LANES, bf16=False) for at in range(0, depth, LANES)
+    ]
+    if bf16:
+        pairs = zip(queries[::2], queries[1::2], strict=True)
+        queries = [
+            shuffle(builder, *pair, list(range(parity, 2 * LANES, 2))) for pair in pairs for parity in (0, 1)
+        ]
+    sums = []
+    for key in keys:
+        total = constant(0.0)
+        for i, q in enumerate(queries):
+            total = multiply_add(
+                builder, q, _pair_part(builder, key, i) if bf16 else _part(builder, key, i), total
+            )
+        sums.append(total)
+    return sums
+
+
+def _part(builder, key, i):
+    return load(builder, builder.gep(key, [ir.Constant(I64, 4 * LANES * i)]), LANES)
+
+
+def _pair_part(builder, key, i):
+    """Even (i even) or odd elements of the 2 LANES bfloat16 that hold part i."""
+    integers = vector_type(LANES, I32)
+    place = builder.gep(key, [ir.Constant(I64, 4 * LANES * (i // 2))])
+    raw = builder.load(builder.bitcast(place, integers.as_pointer()), align=2)
+    if i % 2 == 0:
+        bits = builder.shl(raw, ir.Constant(integers, [16] * LANES))
+    else:
+        bits = builder.and_(raw, ir.Constant(integers, [0xFFFF0000] * LANES))
+    return builder.bitcast(bits, vector_type(LANES))
+
+
 def _read(builder, i8_pointer, at, lanes, bf16):
     """Elements at .. at + lanes of a row, filled up to a whole vector with zeros."""
     offset = builder.mul(at, ir.Constant(I64, 2 if bf16 else 4))
@@ -80,14 +148,27 @@ def _read(builder, i8_pointer, at, lanes, bf16):
 
 
 def _sum_lanes(builder, vectors):
-    """Vector of the sums over lanes of each of LANES vectors, by a tree of pairwise sums."""
-    even, odd = list(range(0, 2 * LANES, 2)), list(range(1, 2 * LANES, 2))
-    while len(vectors) > 1:
-        vectors = [
-            builder.fadd(shuffle(builder, x, y, even), shuffle(builder, x, y, odd))
-            for x, y in zip(vectors[::2], vectors[1::2], strict=True)
-        ]
+    """Vector of the sums over lanes of each of LANES vectors, by a tree of pairwise sums.
+
+    First single lanes within each 128 bits, then these quarters: x86 shuffles both in one cheap instruction.
+    """
+    for width in (1, 4):
+        while len(vectors) > (LANES // 4 if width == 1 else 1):
+            sides = [_every_other(parity, width) for parity in (0, 1)]
+            vectors = [
+                builder.fadd(*(shuffle(builder, x, y, side) for side in sides))
+                for x, y in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
     return vectors[0]
+
+
+def _every_other(parity, width):
+    """Lanes that take the even (or odd) runs of `width` of two vectors."""
+    if width == 4:
+        runs = range(parity, LANES // 2, 2)
+        return [4 * run + i for run in runs for i in range(4)]
+    lanes = range(0, LANES, 4)
+    return [side + lane + i for lane in lanes for side in (0, LANES) for i in (parity, parity + 2)]
 
 
 def transpose_function(module, bf16):

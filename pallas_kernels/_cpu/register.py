@@ -1,8 +1,8 @@
 """Compiles a handler and registers it with XLA, once per process."""
 
-import functools
 import hashlib
 import importlib
+import inspect
 import re
 import threading
 from collections.abc import Callable
@@ -30,12 +30,9 @@ def register(name: str, module: str, factory: str = "handler") -> str:
             try:
                 from numba import types
 
-                from pallas_kernels._cpu import tiles
-
                 native = importlib.import_module(module)
             except ImportError as error:
                 raise NotImplementedError(f"numba cannot be imported ({error})") from None
-            tiles.publish()
             # Compiled code must outlive every executable that names it, hence kept.
             compiled = compile_function(getattr(native, factory), types.intp(types.intp))
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(compiled.ctypes), platform="cpu")
@@ -51,7 +48,7 @@ def compile_function(factory: Callable[[int], Callable], signature: Any) -> Any:
     """
     import numba
 
-    function = factory(_sources_hash())
+    function = factory(_sources_hash(Path(inspect.getfile(factory)).parent))
     try:
         return numba.cfunc(signature, cache=True, error_model="numpy")(function)
     except (RuntimeError, OSError):
@@ -59,11 +56,10 @@ def compile_function(factory: Callable[[int], Callable], signature: Any) -> Any:
         return numba.cfunc(signature, error_model="numpy")(function)
 
 
-@functools.cache
-def _sources_hash() -> int:
-    root = Path(__file__).resolve().parents[1]
+def _sources_hash(folder: Path) -> int:
+    """Of the kernel's own folder and of this one, which all kernels import."""
     digest = hashlib.sha256()
-    for path in sorted(root.glob("*/*.py")):
+    for path in sorted([*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")]):
         digest.update(path.read_bytes())
     return int.from_bytes(digest.digest()[:7])
 

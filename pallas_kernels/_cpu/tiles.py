@@ -15,14 +15,24 @@ from numba.extending import intrinsic
 
 from pallas_kernels._cpu.code import llvm_function
 from pallas_kernels._cpu.key_code import score_function, transpose_function, widen_function
-from pallas_kernels._cpu.matmul_code import PACK, PLAIN, STREAM, TILE_COLUMNS, TILE_ROWS, tile_function
+from pallas_kernels._cpu.matmul_code import (
+    PACK,
+    PLAIN,
+    REST,
+    SHARE,
+    STREAM,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    tile_function,
+)
 from pallas_kernels._cpu.memory import I64, jit
 from pallas_kernels._cpu.register import compile_function
 
 # Widths of column tiles, widest first; all numbers of columns are multiples of 8.
 WIDTHS = tuple(w for w in (64, 32, 16, 8) if w <= TILE_COLUMNS)
 STREAM_WIDTHS = tuple(w for w in (64, 16, 8) if w <= TILE_COLUMNS)
-SCORES, TRANSPOSE, WIDEN = 3, 4, 5
+# Tiles without rows and a width, after the kinds of matmul_code.
+SCORES, TRANSPOSE, WIDEN = 4, 5, 6
 
 # Stand for the element type of B where a function is typed by it; a bfloat16 is a uint16 to numba.
 FLOAT32, BFLOAT16 = np.float32(0), np.uint16(0)
@@ -47,8 +57,9 @@ def _tile_switch(kinds_and_widths, bf16):
             done = builder.append_basic_block("tile_done")
             switch = builder.switch(args[0], done)
             for kind, widths in kinds_and_widths:
-                # The first of several chunks of rows is never short, see stream_tile.
-                for width, rows in itertools.product(widths, range(4 if kind == PACK else 1, TILE_ROWS + 1)):
+                # Where there are several chunks of rows, none is short, see stream_tile.
+                fewest = 3 if kind in (PACK, REST) else 1
+                for width, rows in itertools.product(widths, range(fewest, TILE_ROWS + 1)):
                     function = tile_function(builder.module, rows, width, bf16, kind)
                     block = builder.append_basic_block("tile")
                     switch.add_case(ir.Constant(I64, tile_key.py_func(kind, width, rows)), block)
@@ -73,7 +84,9 @@ def _tile_switch(kinds_and_widths, bf16):
     return run
 
 
-_float32_switch = _tile_switch([(PLAIN, WIDTHS), (STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS)], bf16=False)
+_float32_switch = _tile_switch(
+    [(PLAIN, WIDTHS), (STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS), (REST, STREAM_WIDTHS[:1])], bf16=False
+)
 _bfloat16_switch = _tile_switch([(STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS)], bf16=True)
 
 
@@ -98,12 +111,12 @@ def bfloat16_tiles(version: int):
 
 
 @functools.cache
-def publish() -> None:
+def publish(bf16: bool = False) -> None:
     """Compiles the tiles and makes them known to the linker, before any kernel that calls them is compiled."""
-    for name, factory in ((FLOAT32_SYMBOL, float32_tiles), (BFLOAT16_SYMBOL, bfloat16_tiles)):
-        compiled = compile_function(factory, types.void(*[types.int64] * 11))
-        _published.append(compiled)
-        llvm.add_symbol(name, compiled.address)
+    symbol, factory = (BFLOAT16_SYMBOL, bfloat16_tiles) if bf16 else (FLOAT32_SYMBOL, float32_tiles)
+    compiled = compile_function(factory, types.void(*[types.int64] * 11))
+    _published.append(compiled)
+    llvm.add_symbol(symbol, compiled.address)
 
 
 @intrinsic
@@ -150,27 +163,28 @@ def matmul(c, ldc, a, lda, b, ldb, rows, columns, depth, accumulate):
 
 
 @jit
-def stream_tile(tag, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, next_b, pack):
-    """One column tile of any number of rows of A. B comes from memory: it is read once, prefetched, on to next_b,
-    and packed at `pack` (float32 [depth, width]) where more than one tile of rows needs it.
+def stream_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, next_b, pack):
+    """One column tile of any number of rows of A. B comes from memory: it is read once, the block at next_b is
+    prefetched, and B is packed at `pack` (float32 [depth, width]) where more than one tile of rows needs it.
     """
     chunks = (rows + TILE_ROWS - 1) // TILE_ROWS
     first = 0
     for chunk in range(chunks):
         n = (rows - first + chunks - chunk - 1) // (chunks - chunk)
         c_at, a_at = c + first * ldc, a + first * lda
-        if chunk > 0:
-            which = tile_key(PLAIN, width, n)
-            _run_tile(FLOAT32, which, c_at, ldc, a_at, lda, pack, 4 * width, depth, accumulate, 0, 0)
-        else:
+        if chunk == 0:
             which = tile_key(STREAM if chunks == 1 else PACK, width, n)
             _run_tile(tag, which, c_at, ldc, a_at, lda, b, ldb, depth, accumulate, next_b, pack)
+        else:
+            requests = chunk == chunks // 2 and width * size > SHARE
+            which = tile_key(REST if requests else PLAIN, width, n)
+            _run_tile(FLOAT32, which, c_at, ldc, a_at, lda, pack, 4 * width, depth, accumulate, next_b, ldb)
         first += n
 
 
 @jit
 def stream_rows(tag, size, c, ldc, a, lda, b, ldb, rows, columns, depth, next_b):
-    """C += A @ B for few rows and any columns; B comes from memory and is prefetched, on to next_b."""
+    """C += A @ B for few rows and any columns; B comes from memory, the B at next_b is prefetched."""
     done = 0
     while done < columns:
         width = stream_width(columns - done)

@@ -33,7 +33,7 @@ from pallas_kernels._cpu.threads import (
     task_address,
     worker_number,
 )
-from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, stream_tile, stream_width
+from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, publish, stream_tile, stream_width
 from pallas_kernels._cpu.vector import vload, vmul, vmuladd, vsigmoid, vsplat, vstore
 
 # Rows of weights multiplied at a time: with 64 columns, two thirds of a first-level cache of 48 KiB.
@@ -48,6 +48,7 @@ SILU = 0
 
 def float32_handler(version: int):
     """One call with float32 weights."""
+    publish()
 
     def expert_mlp_float32(frame):
         if version != 0 and not answers_metadata(frame):
@@ -59,6 +60,8 @@ def float32_handler(version: int):
 
 def bfloat16_handler(version: int):
     """One call with bfloat16 weights."""
+    publish()
+    publish(bf16=True)
 
     def expert_mlp_bfloat16(frame):
         if version != 0 and not answers_metadata(frame):
@@ -184,14 +187,12 @@ def _gate_up_item(tag, size, frame, item, touched, pack):
     lda, ldc = 4 * result_dimension(frame, 2, 1), 4 * result_dimension(frame, 3, 1)
     a, c = result(frame, 2) + first * lda, result(frame, 3) + first * ldc
     column, end = panel * PANEL, min(hidden_dim, (panel + 1) * PANEL)
-    _multiply(tag, size, c, ldc, a, lda, weights, ldb, rows, column, end, model_dim, pack, hidden_dim)
-    column_up, end_up = hidden_dim + column, hidden_dim + end
-    _multiply(
-        tag, size, c, ldc, a, lda, weights, ldb, rows, column_up, end_up, model_dim, pack, -hidden_dim + PANEL
-    )
+    up, up_end = hidden_dim + column, hidden_dim + end
+    _multiply(tag, size, c, ldc, a, lda, weights, ldb, rows, column, end, model_dim, pack, up)
+    _multiply(tag, size, c, ldc, a, lda, weights, ldb, rows, up, up_end, model_dim, pack, end)
     silu = load_i32(argument(frame, 5)) == SILU
     for row in range(rows):
-        _activate(c + row * ldc + 4 * column, c + row * ldc + 4 * column_up, end - column, silu)
+        _activate(c + row * ldc + 4 * column, c + row * ldc + 4 * up, end - column, silu)
 
 
 @jit
@@ -207,24 +208,21 @@ def _down_item(tag, size, frame, item, touched, pack):
     lda, ldc = 4 * result_dimension(frame, 3, 1), 4 * result_dimension(frame, 4, 1)
     a, c = result(frame, 3) + first * lda, result(frame, 4) + first * ldc
     end = min(model_dim, (panel + 1) * PANEL)
-    _multiply(tag, size, c, ldc, a, lda, weights, ldb, rows, panel * PANEL, end, hidden_dim, pack, PANEL)
+    _multiply(tag, size, c, ldc, a, lda, weights, ldb, rows, panel * PANEL, end, hidden_dim, pack, end)
 
 
 @jit
-def _multiply(tag, size, c, ldc, a, lda, b, ldb, rows, column, end, depth, pack, onward):
-    """C[:, column:end] = A @ B[:, column:end]; afterwards the caller reads B from `onward` columns further on."""
+def _multiply(tag, size, c, ldc, a, lda, b, ldb, rows, column, end, depth, pack, then):
+    """C[:, column:end] = A @ B[:, column:end]; `then` is the column that is read afterwards."""
     while column < end:
         width = stream_width(end - column)
+        next_column = column + width if column + width < end else then
         for k in range(0, depth, DEPTH_BLOCK):
             n = min(DEPTH_BLOCK, depth - k)
             here = b + k * ldb + size * column
-            following = here + n * ldb
-            if k + n == depth:
-                following = b + size * (
-                    column + width if column + width < end else column + width - PANEL + onward
-                )
+            following = here + n * ldb if k + n < depth else b + size * next_column
             c_at, a_at = c + 4 * column, a + 4 * k
-            stream_tile(tag, c_at, ldc, a_at, lda, here, ldb, rows, width, n, k, following, pack)
+            stream_tile(tag, size, c_at, ldc, a_at, lda, here, ldb, rows, width, n, k, following, pack)
         column += width
 
 

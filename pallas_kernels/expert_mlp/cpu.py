@@ -12,8 +12,8 @@ DTYPES = ("float32", "bfloat16")
 # Rows of the work arrays are this much longer than the data, so that a power of two does not map the same column of
 # all rows to one cache set.
 ROW_PAD = 16
-# Bytes of one worker's packed block of weights: DEPTH_BLOCK (_native.py) rows of the widest tile.
-PACK_FLOATS = 256 * 64
+# One worker's packed block of weights: DEPTH_BLOCK (_native.py) rows of the widest tile.
+PACK_FLOATS = 128 * 64
 MAX_WORKERS = 64
 
 

@@ -13,7 +13,7 @@ from pallas_kernels.ragged_attention._rows import (
     softmax_step,
 )
 
-# Keys per step: while their scores are computed their values arrive, and the other way round.
+# Keys per step. The next step's keys and values are asked for one step ahead, some microseconds.
 BLOCK = 64
 
 
@@ -33,7 +33,7 @@ def decode_item(tag, size, frame, row, head, scratch):
     zero_bytes(out, 4 * head_dim * group)
     for block in range(begin // BLOCK * BLOCK, end, BLOCK):
         keys = min(BLOCK, end - block)
-        _scores(tag, size, frame, table, head, block, keys, scores, q, group)
+        _scores(tag, size, frame, table, head, block, keys, end, scores, q, group)
         columns = (keys + KEYS - 1) // KEYS * KEYS
         for g in range(group):
             to = out + 4 * head_dim * g
@@ -45,10 +45,10 @@ def decode_item(tag, size, frame, row, head, scratch):
 
 
 @jit
-def _scores(tag, size, frame, table, head, block, keys, scores, q, group):
-    """scores[group, BLOCK] of the block's keys; prefetches its values."""
+def _scores(tag, size, frame, table, head, block, keys, end, scores, q, group):
+    """scores[group, BLOCK] of the block's keys; prefetches the keys of the next block."""
     page_size, head_dim = dimension(frame, 1, 3), dimension(frame, 1, 4)
-    k_pages, v_pages = layer_pages(frame, 1, size), layer_pages(frame, 2, size)
+    k_pages = layer_pages(frame, 1, size)
     key_bytes = head_dim * size
     for key in range(0, keys, KEYS):
         at, half = block + key, block + key + KEYS // 2
@@ -58,26 +58,31 @@ def _scores(tag, size, frame, table, head, block, keys, scores, q, group):
             # Beyond the row's end the table may end too; those scores are masked, so any keys will do.
             page = half // page_size
             second = page_offset(frame, table, page, head, size) if half < block + keys else offset
+        ahead = offset
+        if at + BLOCK < end:
+            ahead = (
+                page_offset(frame, table, (at + BLOCK) // page_size, head, size) + at % page_size * key_bytes
+            )
         key_scores(
             tag, scores + 4 * key, 4 * BLOCK, q, 4 * head_dim, k_pages + offset, k_pages + second, key_bytes, group,
-            head_dim, v_pages + offset,
+            head_dim, k_pages + ahead,
         )  # fmt: skip
 
 
 @jit
 def _values(tag, size, frame, table, head, block, keys, end, weights, out, group):
-    """out[group, D] += weights @ values, page by page; prefetches the keys of the next block."""
+    """out[group, D] += weights @ values, page by page; prefetches those of the next block."""
     page_size, head_dim = dimension(frame, 1, 3), dimension(frame, 1, 4)
-    k_pages, v_pages = layer_pages(frame, 1, size), layer_pages(frame, 2, size)
+    v_pages = layer_pages(frame, 2, size)
     key_bytes = head_dim * size
     for key in range(0, keys, page_size):
         at = block + key
         offset = page_offset(frame, table, at // page_size, head, size)
-        ahead = v_pages + offset
+        ahead = offset
         if at + BLOCK < end:
-            ahead = k_pages + page_offset(frame, table, (at + BLOCK) // page_size, head, size)
+            ahead = page_offset(frame, table, (at + BLOCK) // page_size, head, size)
         n = min(page_size, keys - key)
         stream_rows(
             tag, size, out, 4 * head_dim, weights + 4 * key, 4 * BLOCK, v_pages + offset, key_bytes, group, head_dim,
-            n, ahead,
+            n, v_pages + ahead,
         )  # fmt: skip

@@ -19,13 +19,14 @@ from pallas_kernels._cpu.threads import (
     task_address,
     worker_number,
 )
-from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32
+from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, publish
 from pallas_kernels.ragged_attention._decode import decode_item
 from pallas_kernels.ragged_attention._prefill import prefill_item
 
 
 def float32_handler(version: int):
     """One call on float32 pools."""
+    publish()
 
     def ragged_attention_float32(frame):
         if version != 0 and not answers_metadata(frame):
@@ -37,6 +38,8 @@ def float32_handler(version: int):
 
 def bfloat16_handler(version: int):
     """One call on bfloat16 pools."""
+    publish()
+    publish(bf16=True)
 
     def ragged_attention_bfloat16(frame):
         if version != 0 and not answers_metadata(frame):
