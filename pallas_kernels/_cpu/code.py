@@ -4,20 +4,22 @@ import contextlib
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from numba.core import codegen, config
 
 from pallas_kernels._cpu.memory import F32, I8, I16, I32, I64
 
 
-def _host_lanes() -> int:
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
+def _lanes() -> int:
+    """float32 in a vector of the machine that numba compiles for."""
+    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else codegen.get_host_cpu_features()
+    if "+avx512f" in features:
         return 16
-    return 8 if features.get("avx2") else 4
+    return 8 if "+avx2" in features else 4
 
 
-LANES = _host_lanes()
-# Registers: AVX2 has 16 of them, AVX-512 and NEON 32.
-REGISTERS = 16 if LANES == 8 or not llvm.get_process_triple().startswith(("x86", "aarch64", "arm64")) else 32
+LANES = _lanes()
+# Vector registers: AVX-512 and NEON have 32, AVX2 and SSE 16.
+REGISTERS = 32 if LANES == 16 or llvm.get_process_triple().startswith(("aarch64", "arm64")) else 16
 
 
 def vector_type(lanes: int, element=F32) -> ir.VectorType:
