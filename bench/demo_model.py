@@ -221,7 +221,8 @@ def evaluate(model: str | Path, count: int, shots: int) -> dict[str, float]:
         head = HEADER + "\n" + "".join(itertools.islice(short, shots)) if shots else ""
         wanted = [next(asked) for _ in range(count)]
         told = llm.generate([head + item.question + ARROW for item in wanted], greedy)
-        accuracy[task] = np.mean([out.text == f" {item.answer}" for out, item in zip(told, wanted)])
+        right = [out.text == f" {item.answer}" for out, item in zip(told, wanted)]
+        accuracy[task] = sum(right) / count
     return accuracy
 
 
