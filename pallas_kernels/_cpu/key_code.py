@@ -40,10 +40,10 @@ def score_function(module, bf16):
         block = builder.append_basic_block("common")
         switch.add_case(ir.Constant(I64, constant_depth), block)
         with builder.goto_block(block):
-            builder.call(function, args)
+            builder.call(function, args, tail=True)
             builder.ret_void()
     builder.position_at_end(switch.default)
-    builder.call(anything, args)
+    builder.call(anything, args, tail=True)
     builder.ret_void()
     return builder.function
 

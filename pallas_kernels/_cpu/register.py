@@ -2,11 +2,11 @@
 
 import hashlib
 import importlib
-import inspect
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -18,11 +18,10 @@ _lock = threading.Lock()
 _registered: dict[str, Any] = {}
 
 
-def register(name: str, module: str, factory: str = "handler") -> str:
-    """Makes `name` callable through jax.ffi.ffi_call and returns it.
+def register(name: str, module: str, handler: str = "handler", tiles: Iterable[str] = ()) -> str:
+    """Makes `handler` of `module`, a function of one call frame, callable as `name` through jax.ffi.ffi_call.
 
-    factory(version) in `module` gives the numba function of one call frame, see compile_function.
-    Raises NotImplementedError where numba is missing or XLA's interface is not the one we know.
+    tiles: the dtypes of the register tiles that it calls. Returns the name. Raises NotImplementedError where numba is missing or XLA's interface is not the one we know.
     """
     with _lock:
         if name not in _registered:
@@ -30,38 +29,46 @@ def register(name: str, module: str, factory: str = "handler") -> str:
             try:
                 from numba import types
 
+                from pallas_kernels._cpu.tiles import publish
+
                 native = importlib.import_module(module)
             except ImportError as error:
                 raise NotImplementedError(f"numba cannot be imported ({error})") from None
+            for dtype in tiles:
+                publish(dtype)
             # Compiled code must outlive every executable that names it, hence kept.
-            compiled = compile_function(getattr(native, factory), types.intp(types.intp))
+            compiled = compile_function(getattr(native, handler), types.intp(types.intp))
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(compiled.ctypes), platform="cpu")
             _registered[name] = compiled
     return name
 
 
-def compile_function(factory: Callable[[int], Callable], signature: Any) -> Any:
-    """factory(version) as a C function, from numba's cache where there is one.
+def compile_function(function: Callable, signature: Any) -> Any:
+    """function as a C function, from numba's cache where there is one.
 
-    The function must mention `version`, the hash of our sources: the cache looks at the file of the function alone
-    and would miss changes in what it imports.
+    numba's cache looks at the file of the function alone and would miss changes in what that imports, hence a name
+    for each state of our sources.
     """
     import numba
 
-    function = factory(_sources_hash(Path(inspect.getfile(factory)).parent))
+    named = FunctionType(function.__code__, function.__globals__, function.__name__)
+    named.__qualname__ = f"{function.__name__}_{_VERSION}"
     try:
-        return numba.cfunc(signature, cache=True, error_model="numpy")(function)
+        return numba.cfunc(signature, cache=True, error_model="numpy")(named)
     except (RuntimeError, OSError):
         # No writable cache folder: compile anew in each process.
-        return numba.cfunc(signature, error_model="numpy")(function)
+        return numba.cfunc(signature, error_model="numpy")(named)
 
 
-def _sources_hash(folder: Path) -> int:
-    """Of the kernel's own folder and of this one, which all kernels import."""
+def _sources_hash() -> str:
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")]):
+    for path in sorted(Path(__file__).resolve().parents[1].glob("*/*.py")):
         digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7])
+    return digest.hexdigest()[:12]
+
+
+# Read when this module is, so that it names the sources that are running and not later ones.
+_VERSION = _sources_hash()
 
 
 def _check_interface() -> None:

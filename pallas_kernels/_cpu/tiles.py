@@ -25,7 +25,7 @@ from pallas_kernels._cpu.matmul_code import (
     TILE_ROWS,
     tile_function,
 )
-from pallas_kernels._cpu.memory import I64, jit
+from pallas_kernels._cpu.memory import I64, jit, pointer
 from pallas_kernels._cpu.register import compile_function
 
 # Widths of column tiles, widest first; all numbers of columns are multiples of 8.
@@ -49,39 +49,41 @@ def tile_key(kind, width, rows):
 
 
 def _tile_switch(kinds_and_widths, bf16):
-    """An intrinsic that calls the tile function that `which` names."""
+    """An intrinsic that gives the address of the tile function that `which` names."""
+
+    def functions(module):
+        for kind, widths in kinds_and_widths:
+            # Where there are several chunks of rows, none is short, see stream_tile.
+            fewest = 3 if kind in (PACK, REST) else 1
+            for width, rows in itertools.product(widths, range(fewest, TILE_ROWS + 1)):
+                yield tile_key.py_func(kind, width, rows), tile_function(module, rows, width, bf16, kind)
+        for kind, make in (
+            (SCORES, score_function),
+            (TRANSPOSE, transpose_function),
+            (WIDEN, widen_function),
+        ):
+            yield tile_key.py_func(kind, 0, 0), make(module, bf16)
 
     @intrinsic
-    def run(typingctx, which, c, ldc, a, lda, b, ldb, depth, accumulate, next_b, pack):
+    def find(typingctx, which):
         def codegen(context, builder, signature, args):
-            done = builder.append_basic_block("tile_done")
+            before, done = builder.block, builder.append_basic_block("found")
             switch = builder.switch(args[0], done)
-            for kind, widths in kinds_and_widths:
-                # Where there are several chunks of rows, none is short, see stream_tile.
-                fewest = 3 if kind in (PACK, REST) else 1
-                for width, rows in itertools.product(widths, range(fewest, TILE_ROWS + 1)):
-                    function = tile_function(builder.module, rows, width, bf16, kind)
-                    block = builder.append_basic_block("tile")
-                    switch.add_case(ir.Constant(I64, tile_key.py_func(kind, width, rows)), block)
-                    with builder.goto_block(block):
-                        builder.call(function, args[1:])
-                        builder.branch(done)
-            for kind, make in (
-                (SCORES, score_function),
-                (TRANSPOSE, transpose_function),
-                (WIDEN, widen_function),
-            ):
-                block = builder.append_basic_block("keys")
-                switch.add_case(ir.Constant(I64, tile_key.py_func(kind, 0, 0)), block)
+            with builder.goto_block(done):
+                address = builder.phi(I64)
+            address.add_incoming(ir.Constant(I64, 0), before)
+            for key, function in functions(builder.module):
+                block = builder.append_basic_block("tile")
+                switch.add_case(ir.Constant(I64, key), block)
                 with builder.goto_block(block):
-                    builder.call(make(builder.module, bf16), args[1:])
+                    address.add_incoming(builder.ptrtoint(function, I64), block)
                     builder.branch(done)
             builder.position_at_end(done)
-            return context.get_dummy_value()
+            return address
 
-        return types.void(*[types.int64] * 11), codegen
+        return types.int64(types.int64), codegen
 
-    return run
+    return find
 
 
 _float32_switch = _tile_switch(
@@ -90,43 +92,41 @@ _float32_switch = _tile_switch(
 _bfloat16_switch = _tile_switch([(STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS)], bf16=True)
 
 
-def float32_tiles(version: int):
-    """All tiles with a float32 B as one C function; see register.compile_function."""
-
-    def tiles(which, c, ldc, a, lda, b, ldb, depth, accumulate, next_b, pack):
-        if version != 0:
-            _float32_switch(which, c, ldc, a, lda, b, ldb, depth, accumulate, next_b, pack)
-
-    return tiles
+def float32_tiles(which):
+    """Address of a tile with a float32 B."""
+    return _float32_switch(which)
 
 
-def bfloat16_tiles(version: int):
-    """All tiles with a bfloat16 B as one C function."""
-
-    def tiles(which, c, ldc, a, lda, b, ldb, depth, accumulate, next_b, pack):
-        if version != 0:
-            _bfloat16_switch(which, c, ldc, a, lda, b, ldb, depth, accumulate, next_b, pack)
-
-    return tiles
+def bfloat16_tiles(which):
+    """Address of a tile with a bfloat16 B."""
+    return _bfloat16_switch(which)
 
 
 @functools.cache
-def publish(bf16: bool = False) -> None:
-    """Compiles the tiles and makes them known to the linker, before any kernel that calls them is compiled."""
-    symbol, factory = (BFLOAT16_SYMBOL, bfloat16_tiles) if bf16 else (FLOAT32_SYMBOL, float32_tiles)
-    compiled = compile_function(factory, types.void(*[types.int64] * 11))
+def publish(dtype: str) -> None:
+    """Compiles the tiles for a B of dtype and makes them known to the linker, before a kernel that calls them is."""
+    symbol, function = {
+        "float32": (FLOAT32_SYMBOL, float32_tiles),
+        "bfloat16": (BFLOAT16_SYMBOL, bfloat16_tiles),
+    }[dtype]
+    compiled = compile_function(function, types.int64(types.int64))
     _published.append(compiled)
     llvm.add_symbol(symbol, compiled.address)
 
 
 @intrinsic
-def _run_tile(typingctx, tag, which, c, ldc, a, lda, b, ldb, depth, accumulate, next_b, pack):
-    """One register tile; tag is a float32 for a float32 B, a uint16 for a bfloat16 B."""
+def _run_tile(typingctx, tag, which, c, ldc, a, lda, b, ldb, depth, accumulate, next_b, last):
+    """One register tile; tag is a float32 for a float32 B, a uint16 for a bfloat16 B.
+
+    The tile is called by its address: a function in between would copy the arguments on the stack by vectors, and
+    reading them back before the parts are stored drains the pipeline and with it all requests to memory.
+    """
     symbol = BFLOAT16_SYMBOL if tag == types.uint16 else FLOAT32_SYMBOL
 
     def codegen(context, builder, signature, args):
-        function = llvm_function(builder.module, symbol, ir.VoidType(), [I64] * 11)
-        builder.call(function, args[1:])
+        find = llvm_function(builder.module, symbol, I64, [I64])
+        address = builder.call(find, [args[1]])
+        builder.call(pointer(builder, address, ir.FunctionType(ir.VoidType(), [I64] * 10)), args[2:])
         return context.get_dummy_value()
 
     return types.void(tag, *[types.int64] * 11), codegen

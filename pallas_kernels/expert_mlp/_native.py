@@ -33,7 +33,7 @@ from pallas_kernels._cpu.threads import (
     task_address,
     worker_number,
 )
-from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, publish, stream_tile, stream_width
+from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, stream_tile, stream_width
 from pallas_kernels._cpu.vector import vload, vmul, vmuladd, vsigmoid, vsplat, vstore
 
 # Rows of weights multiplied at a time: with 64 columns, two thirds of a first-level cache of 48 KiB.
@@ -46,29 +46,18 @@ FRAME, TOUCHED, SORTED = JOB, JOB + 8, JOB + 16
 SILU = 0
 
 
-def float32_handler(version: int):
+def float32_handler(frame):
     """One call with float32 weights."""
-    publish()
-
-    def expert_mlp_float32(frame):
-        if version != 0 and not answers_metadata(frame):
-            _call(frame, _float32_task(), FLOAT32, 4)
-        return 0
-
-    return expert_mlp_float32
+    if not answers_metadata(frame):
+        _call(frame, _float32_task(), FLOAT32, 4)
+    return 0
 
 
-def bfloat16_handler(version: int):
+def bfloat16_handler(frame):
     """One call with bfloat16 weights."""
-    publish()
-    publish(bf16=True)
-
-    def expert_mlp_bfloat16(frame):
-        if version != 0 and not answers_metadata(frame):
-            _call(frame, _bfloat16_task(), BFLOAT16, 2)
-        return 0
-
-    return expert_mlp_bfloat16
+    if not answers_metadata(frame):
+        _call(frame, _bfloat16_task(), BFLOAT16, 2)
+    return 0
 
 
 @jit

@@ -36,8 +36,9 @@ def expert_mlp(
         raise NotImplementedError(f"activation {activation!r}; one of {sorted(ACTIVATION_CODES)}")
     if model_dim % 16 or hidden_dim % 16:
         raise NotImplementedError(f"model width {model_dim}, hidden width {hidden_dim}; multiples of 16 go")
+    module = "pallas_kernels.expert_mlp._native"
     name = register(
-        f"pallas_kernels.expert_mlp.{dtype}", "pallas_kernels.expert_mlp._native", f"{dtype}_handler"
+        f"pallas_kernels.expert_mlp.{dtype}", module, f"{dtype}_handler", tiles=("float32", dtype)
     )
 
     pairs = tokens * top_k

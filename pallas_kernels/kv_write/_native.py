@@ -4,15 +4,11 @@ from pallas_kernels._cpu.frame import answers_metadata, argument, dimension, res
 from pallas_kernels._cpu.memory import copy_bytes, jit, load_i32
 
 
-def handler(version: int):
+def handler(frame):
     """Arguments: k_pages, v_pages, k, v, layer, slots, bytes of one row; results: the pools, aliased."""
-
-    def kv_write_handler(frame):
-        if version != 0 and not answers_metadata(frame):
-            _write_all(frame)
-        return 0
-
-    return kv_write_handler
+    if not answers_metadata(frame):
+        _write_all(frame)
+    return 0
 
 
 @jit

@@ -19,34 +19,23 @@ from pallas_kernels._cpu.threads import (
     task_address,
     worker_number,
 )
-from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, publish
+from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32
 from pallas_kernels.ragged_attention._decode import decode_item
 from pallas_kernels.ragged_attention._prefill import prefill_item
 
 
-def float32_handler(version: int):
+def float32_handler(frame):
     """One call on float32 pools."""
-    publish()
-
-    def ragged_attention_float32(frame):
-        if version != 0 and not answers_metadata(frame):
-            _call(frame, _float32_task(), FLOAT32, 4)
-        return 0
-
-    return ragged_attention_float32
+    if not answers_metadata(frame):
+        _call(frame, _float32_task(), FLOAT32, 4)
+    return 0
 
 
-def bfloat16_handler(version: int):
+def bfloat16_handler(frame):
     """One call on bfloat16 pools."""
-    publish()
-    publish(bf16=True)
-
-    def ragged_attention_bfloat16(frame):
-        if version != 0 and not answers_metadata(frame):
-            _call(frame, _bfloat16_task(), BFLOAT16, 2)
-        return 0
-
-    return ragged_attention_bfloat16
+    if not answers_metadata(frame):
+        _call(frame, _bfloat16_task(), BFLOAT16, 2)
+    return 0
 
 
 @jit

@@ -39,8 +39,9 @@ def ragged_attention(
         raise NotImplementedError(
             f"page size {page_size}, head dimension {head_dim}; {PAGE_SIZES}, multiples of 8"
         )
+    module = "pallas_kernels.ragged_attention._native"
     name = register(
-        f"pallas_kernels.attention.{dtype}", "pallas_kernels.ragged_attention._native", f"{dtype}_handler"
+        f"pallas_kernels.ragged_attention.{dtype}", module, f"{dtype}_handler", tiles=("float32", dtype)
     )
 
     group = q_heads // kv_heads
