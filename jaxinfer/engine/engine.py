@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,11 +22,13 @@ from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.engine.step import StepSpec, decode_steps, mixed_step, score_step, set_slot
 from jaxinfer.engine.stopping import TextTokenizer
-from jaxinfer.errors import RequestError
+from jaxinfer.errors import EngineError, RequestError
 from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.rotary import prefix_namespace
+
+logger = logging.getLogger("jaxinfer")
 
 WAITING_PER_SLOT = 4  # requests read ahead, per sequence that can run
 
@@ -51,16 +54,18 @@ class Engine:
         self.tokenizer = tokenizer
         self.metrics = Metrics()
         self.memory = MemoryPlan.make(config, settings)
-        page_size = settings.cache.page_size
-        self.cache = PageCache(self.memory.pages, page_size, sharing=settings.cache.prefix_sharing)
-        self.planner = Planner(settings.engine, self.cache, config.rope)
-        self._batcher = Batcher(settings.engine.max_seqs, self.memory.table_width, page_size)
+        self.planner = Planner(settings.engine, self._new_cache(), config.rope)
+        self._batcher = Batcher(settings.engine.max_seqs, self.memory.table_width, settings.cache.page_size)
         self._weights, tree = jax.tree.flatten(model)
         self._spec = StepSpec(config, tree, settings.engine.decode_steps, self._count_compilation)
         self._state = self.memory.make_state()
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence, OpenRequest] = {}
         self._finished: deque[Completion] = deque()
+
+    @property
+    def cache(self) -> PageCache:
+        return self.planner.cache
 
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions as they finish. `requests` is read as the engine has room, so it may be endless."""
@@ -105,7 +110,19 @@ class Engine:
             self.planner.waiting.append(sequence)
 
     def step(self) -> None:
-        """Plan and launch the next call, then read the one before it."""
+        """Plan and launch the next call, then read the one before it. Out of device memory, do less at once from here.
+
+        Raises:
+          EngineError: the device failed, or has no memory for a single sequence.
+        """
+        try:
+            self._step()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise EngineError(f"the device failed: {error}") from error
+            self._shrink(error)
+
+    def _step(self) -> None:
         start = time.perf_counter()
         try:
             plan = self.planner.plan(in_flight=bool(self._in_flight))
@@ -119,6 +136,23 @@ class Engine:
         if self._in_flight and (len(self._in_flight) > 1 or not plan):
             self._collect(self._in_flight.popleft())
         self.metrics.run_seconds += time.perf_counter() - start
+
+    def _shrink(self, error: Exception) -> None:
+        """Start everything that runs again in smaller steps. What the failed call was given may be lost with it."""
+        reason = str(error).splitlines()[0]
+        if not self.planner.shrink():
+            raise EngineError(f"the device has no memory for a step of one token: {reason}") from error
+        logger.warning(
+            "out of device memory; going on with %d sequences and %d tokens a step: %s",
+            self.planner.max_running,
+            self.planner.max_tokens,
+            reason,
+        )
+        self._in_flight.clear()
+        self.planner.start_again(self._new_cache())
+        del self._state  # before its successor is allocated
+        self._state = self.memory.make_state()
+        self.metrics.shrinks += 1
 
     def cancel(self) -> None:
         """Forget everything that is queued or running; the prefix cache stays."""
@@ -146,6 +180,10 @@ class Engine:
     def forget_prefixes(self) -> None:
         """Empty the prefix cache of all that no sequence uses."""
         self.cache.forget()
+
+    def _new_cache(self) -> PageCache:
+        cache = self.settings.cache
+        return PageCache(self.memory.pages, cache.page_size, sharing=cache.prefix_sharing)
 
     def check_integrity(self) -> None:
         """Assert that every page of the pool is accounted for."""
@@ -261,7 +299,11 @@ class Engine:
         for step in range(chunk.count if chunk.decodes else 1):
             if sequence.finished:
                 break  # it ended before this token, which was sampled in vain
-            self._open[sequence].accept(sequence, sampled, (step, row))
+            try:
+                self._open[sequence].accept(sequence, sampled, (step, row))
+            except Exception as error:  # whatever it is, it concerns this request alone
+                logger.exception("request %s failed", sequence.request.id)
+                sequence.error = RequestError("engine_failure", f"{type(error).__name__}: {error}")
             self.metrics.generated_tokens += 1
 
     def _finish(self, sequence: Sequence) -> None:

@@ -19,6 +19,7 @@ class Metrics:
       padding_tokens: padding that went through it beside them.
       peak_pages: most KV pages in use at once.
       preemptions: sequences that had to give back their pages and start again.
+      shrinks: times that the device ran out of memory and steps were made smaller.
       compilations: programs compiled (or taken from the persistent cache) for new shapes.
       plan_seconds: host time in planning and building batches.
       launch_seconds: host time in handing calls to the device.
@@ -36,6 +37,7 @@ class Metrics:
     padding_tokens: int = 0
     peak_pages: int = 0
     preemptions: int = 0
+    shrinks: int = 0
     compilations: int = 0
     plan_seconds: float = 0.0
     launch_seconds: float = 0.0

@@ -64,6 +64,8 @@ class Planner:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.max_running = settings.max_seqs
+        self.max_tokens = settings.max_tokens_per_step
         self._rope = rope
         self._restart = restarts_at(rope)
         self._slots = list(range(settings.max_seqs - 1, -1, -1))
@@ -88,7 +90,7 @@ class Planner:
         if not (prefilling or self.waiting) and decoding:
             plan.steps = self._decode_steps(decoding)
         plan.decodes = self._plan_decodes(decoding, plan, in_flight)
-        budget = self.settings.max_tokens_per_step - len(plan.decodes)
+        budget = self.max_tokens - len(plan.decodes)
         for sequence in prefilling:
             if sequence.slot >= 0:  # not preempted by the decodes above
                 budget -= self._plan_chunk(sequence, budget, plan)
@@ -103,6 +105,24 @@ class Planner:
         sequence.pages, sequence.nodes = [], []
         self._slots.append(sequence.slot)
         self.running.remove(sequence)
+
+    def start_again(self, cache: PageCache) -> None:
+        """All keys are lost: every running sequence waits again, in its order, for pages of a new cache."""
+        for sequence in reversed(self.running):
+            self._slots.append(sequence.slot)
+            if not sequence.finished:
+                sequence.rewind()
+                self.waiting.appendleft(sequence)
+        self.running.clear()
+        self.cache = cache
+
+    def shrink(self) -> bool:
+        """Run at most half as much at once as so far; False if that is as little as can be."""
+        if self.max_running == 1 and self.max_tokens <= 1:
+            return False
+        self.max_running = max(min(self.max_running, len(self.running) or self.max_running) // 2, 1)
+        self.max_tokens = max(self.max_tokens // 2, 1)
+        return True
 
     def _decode_steps(self, decoding: list[Sequence]) -> int:
         longest = max(s.limit - s.planned for s in decoding)
@@ -142,7 +162,9 @@ class Planner:
 
     def _admit(self, budget: int, plan: StepPlan) -> None:
         deferred: list[Sequence] = []
-        while self.waiting and self._slots and budget > 0 and len(deferred) < LOOKAHEAD:
+        while (
+            self.waiting and len(self.running) < self.max_running and budget > 0 and len(deferred) < LOOKAHEAD
+        ):
             sequence = self.waiting.popleft()
             path = [] if sequence.request.score else self.cache.match(sequence.tokens, sequence.namespace)
             if self._is_being_computed(sequence, len(path)):
