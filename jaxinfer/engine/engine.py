@@ -6,21 +6,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from jaxinfer.config import Settings
-from jaxinfer.core import MAX_LOGIT_BIAS, Completion, Request, Usage
+from jaxinfer.core import Completion, Request, Usage
 from jaxinfer.engine.answers import OpenRequest
-from jaxinfer.engine.batch import Batcher, Needs, needs_of
-from jaxinfer.engine.memory import MAX_BANNED, MemoryPlan, bucket
+from jaxinfer.engine.device import Device, InFlight
+from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.engine.metrics import Metrics
 from jaxinfer.engine.planner import Chunk, Planner, StepPlan, TokensNeeded
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
-from jaxinfer.engine.step import StepSpec, decode_steps, mixed_step, score_step, set_slot
 from jaxinfer.engine.stopping import TextTokenizer
 from jaxinfer.errors import EngineError, RequestError
 from jaxinfer.kvcache.cache import PageCache
@@ -31,16 +28,6 @@ from jaxinfer.models.rotary import prefix_namespace
 logger = logging.getLogger("jaxinfer")
 
 WAITING_PER_SLOT = 4  # requests read ahead, per sequence that can run
-
-
-@dataclass(frozen=True)
-class InFlight:
-    """A device call whose tokens the host has not read. scores: float32 [T] of a scoring step."""
-
-    plan: StepPlan
-    sampled: Sampled
-    logprobs: bool
-    scores: jax.Array | None = None
 
 
 class Engine:
@@ -55,10 +42,7 @@ class Engine:
         self.metrics = Metrics()
         self.memory = MemoryPlan.make(config, settings)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
-        self._batcher = Batcher(settings.engine.max_seqs, self.memory.table_width, settings.cache.page_size)
-        self._weights, tree = jax.tree.flatten(model)
-        self._spec = StepSpec(config, tree, settings.engine.decode_steps, self._count_compilation)
-        self._state = self.memory.make_state()
+        self.device = Device(config, model, settings, self.memory, self.metrics.count_compilation)
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence, OpenRequest] = {}
         self._finished: deque[Completion] = deque()
@@ -131,7 +115,8 @@ class Engine:
         planned = time.perf_counter()
         self.metrics.plan_seconds += planned - start
         if plan:
-            self._in_flight.append(self._launch(plan))
+            self._in_flight.append(self.device.launch(plan))
+            self._count(self._in_flight[-1])
             self.metrics.launch_seconds += time.perf_counter() - planned
         if self._in_flight and (len(self._in_flight) > 1 or not plan):
             self._collect(self._in_flight.popleft())
@@ -150,8 +135,7 @@ class Engine:
         )
         self._in_flight.clear()
         self.planner.start_again(self._new_cache())
-        del self._state  # before its successor is allocated
-        self._state = self.memory.make_state()
+        self.device.reset()
         self.metrics.shrinks += 1
 
     def cancel(self) -> None:
@@ -166,16 +150,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile the programs for every declared shape, so that nothing is compiled later."""
-        nothing = StepPlan()
-        for needs in (None, np.zeros(len(Needs._fields), bool)):
-            for size in self.memory.token_buckets:
-                batch = self._batcher.mixed(nothing, size)._replace(needs=needs)
-                self._state, _ = mixed_step(self._spec, self._weights, self._state, batch)
-            for size in self.memory.row_buckets:
-                batch = self._batcher.decode(nothing, size)._replace(needs=needs)
-                self._state, _ = decode_steps(self._spec, self._weights, self._state, batch, np.int32(0))
-        self._set_slot(self.settings.engine.max_seqs, np.zeros(0, np.int32), {}, ())
-        jax.block_until_ready(self._state)
+        self.device.warm_up()
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache of all that no sequence uses."""
@@ -213,75 +188,21 @@ class Engine:
             return len(prompt) + generated
         return min(limits.values())
 
-    def _launch(self, plan: StepPlan) -> InFlight:
-        """Hand a plan to the device; returns without waiting for it."""
-        for chunk in plan.prefills:
-            self._upload(chunk.sequence)
-        if plan.prefills:
-            real = sum(chunk.count for chunk in plan.decodes + plan.prefills)
-            padded = bucket(real, self.memory.token_buckets)
-            batch = self._batcher.mixed(plan, padded)
-        else:
-            real = sum(chunk.count for chunk in plan.decodes)
-            rows = bucket(len(plan.decodes), self.memory.row_buckets)
-            padded = rows * plan.steps
-            batch = self._batcher.decode(plan, rows)
-        given = (self._spec, self._weights, self._state, batch)
-        scores = None
-        if not plan.prefills:
-            self._state, sampled = decode_steps(*given, np.int32(plan.steps))
-        elif any(chunk.sequence.request.score for chunk in plan.prefills):
-            self._state, sampled, scores = score_step(*given)
-        else:
-            self._state, sampled = mixed_step(*given)
-        sampled.tokens.copy_to_host_async()
-        self._count(plan, real, padded)
-        return InFlight(plan, sampled, batch.needs is not None and bool(Needs(*batch.needs).logprobs), scores)
-
-    def _upload(self, sequence: Sequence) -> None:
-        """Bring what a sequence's penalties, biases and minimum length need to its slot."""
-        sampling = sequence.request.sampling
-        needs = needs_of(sampling)
-        if sequence.uploaded or not (needs.penalties or needs.biases):
-            return
-        banned = () if sampling.min_tokens == 0 else (*self.config.eos_ids, *sampling.stop_token_ids)
-        self._set_slot(sequence.slot, sequence.tokens, sampling.logit_bias, banned)
-        sequence.uploaded = True
-
-    def _set_slot(self, slot: int, tokens: np.ndarray, bias, banned) -> None:
-        nowhere = self.config.vocab_size
-        history = np.zeros(self.memory.context, np.int32)
-        history[: len(tokens)] = tokens
-        bias_ids = np.full(MAX_LOGIT_BIAS, nowhere, np.int32)
-        bias_values = np.zeros(MAX_LOGIT_BIAS, np.float32)
-        bias_ids[: len(bias)] = list(bias)
-        bias_values[: len(bias)] = list(bias.values())
-        banned_ids = np.full(MAX_BANNED, nowhere, np.int32)
-        banned_ids[: len(banned)] = banned
-        table = set_slot(self._state.table, np.int32(slot), history, bias_ids, bias_values, banned_ids)
-        self._state = self._state._replace(table=table)
-
-    def _count_compilation(self) -> None:
-        self.metrics.compilations += 1
-
-    def _count(self, plan: StepPlan, real: int, padded: int) -> None:
+    def _count(self, call: InFlight) -> None:
         metrics = self.metrics
         metrics.calls += 1
-        metrics.steps += plan.steps
-        metrics.computed_tokens += real
-        metrics.padding_tokens += padded - real
+        metrics.steps += call.plan.steps
+        metrics.computed_tokens += call.real
+        metrics.padding_tokens += call.padded - call.real
         metrics.peak_pages = max(metrics.peak_pages, self.cache.used)
         metrics.preemptions = self.planner.preemptions
 
     def _collect(self, call: InFlight) -> None:
         """Read a call's tokens and advance its sequences."""
         start = time.perf_counter()
-        sampled = call.sampled._replace(tokens=np.asarray(call.sampled.tokens))
-        if call.logprobs:
-            sampled = Sampled(*map(np.asarray, sampled))
+        sampled, scores = call.read()
         read = time.perf_counter()
         self.metrics.wait_seconds += read - start
-        scores = None if call.scores is None else np.asarray(call.scores)
         first = 0
         for row, chunk in enumerate(call.plan.decodes + call.plan.prefills):
             if chunk.sequence.request.score:

@@ -39,7 +39,7 @@ class StepSpec:
       tree: structure of the model's arrays. They go in as a flat list: flattening modules at every call costs more
         than a small step does.
       decode_steps: most steps of a decode call.
-      on_trace: told whenever a program is compiled for new shapes.
+      on_trace: told whenever a program is compiled for new shapes. JAX keeps specs for good, so it must not hold arrays.
     """
 
     config: ModelConfig

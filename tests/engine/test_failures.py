@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from helpers import LLAMA, answers, greedy, make_engine, request, weights
 
-from jaxinfer.engine import engine as engine_module
+from jaxinfer.engine import device as device_module
+from jaxinfer.engine.answers import OpenRequest
 from jaxinfer.engine.engine import Engine
 from jaxinfer.errors import EngineError
 from jaxinfer.models import unstack
@@ -19,7 +20,7 @@ def requests():
 
 def fail_above(monkeypatch, tokens: int) -> list[int]:
     """Mixed steps of more than `tokens` padded tokens run out of memory, their donated state lost with them."""
-    sizes, real = [], engine_module.mixed_step
+    sizes, real = [], device_module.mixed_step
 
     def mixed_step(spec, weights, state, batch):
         sizes.append(batch.tokens.shape[1])
@@ -28,7 +29,7 @@ def fail_above(monkeypatch, tokens: int) -> list[int]:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
         return real(spec, weights, state, batch)
 
-    monkeypatch.setattr(engine_module, "mixed_step", mixed_step)
+    monkeypatch.setattr(device_module, "mixed_step", mixed_step)
     return sizes
 
 
@@ -50,7 +51,7 @@ def test_another_fault_of_the_device_ends_the_run(monkeypatch):
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: the device is gone")
 
-    monkeypatch.setattr(engine_module, "mixed_step", broken)
+    monkeypatch.setattr(device_module, "mixed_step", broken)
     with pytest.raises(EngineError, match="the device is gone"):
         answers(make_engine(), requests())
 
@@ -66,14 +67,14 @@ def test_scores_that_are_no_numbers_fail_their_request_alone():
 
 
 def test_an_exception_while_taking_a_token_fails_its_request_alone(monkeypatch):
-    real = engine_module.OpenRequest.accept
+    real = OpenRequest.accept
 
     def accept(self, sequence, sampled, at):
         if sequence.request.id == "3" and sequence.generated == 4:
             raise KeyError("boom")
         return real(self, sequence, sampled, at)
 
-    monkeypatch.setattr(engine_module.OpenRequest, "accept", accept)
+    monkeypatch.setattr(OpenRequest, "accept", accept)
     out = answers(make_engine(), requests())
     assert out["3"].error.code == "engine_failure" and "boom" in out["3"].error.message
     assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 10) for i, p in enumerate(WORK) if i != 3)

@@ -1,0 +1,133 @@
+"""Everything that is on the device, and the calls that change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxinfer.config import Settings
+from jaxinfer.core import MAX_LOGIT_BIAS
+from jaxinfer.engine.batch import Batcher, Needs, needs_of
+from jaxinfer.engine.memory import MAX_BANNED, MemoryPlan, bucket
+from jaxinfer.engine.planner import StepPlan
+from jaxinfer.engine.sampler import Sampled
+from jaxinfer.engine.sequence import Sequence
+from jaxinfer.engine.step import StepSpec, decode_steps, mixed_step, score_step, set_slot
+from jaxinfer.models.config import ModelConfig
+from jaxinfer.models.layers import Decoder
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A call whose results the host has not read.
+
+    Attributes:
+      logprobs: whether a row asked for them.
+      scores: float32 [T], log-probability of each token's target, of a scoring step.
+      real, padded: tokens that go through the model, without and with padding.
+    """
+
+    plan: StepPlan
+    sampled: Sampled
+    logprobs: bool
+    scores: jax.Array | None
+    real: int
+    padded: int
+
+    def read(self) -> tuple[Sampled, np.ndarray | None]:
+        """Waits for the call; arrays of numpy."""
+        if self.logprobs:
+            sampled = Sampled(*map(np.asarray, self.sampled))
+        else:
+            sampled = self.sampled._replace(tokens=np.asarray(self.sampled.tokens))
+        return sampled, None if self.scores is None else np.asarray(self.scores)
+
+
+class Device:
+    """Weights, KV pool and slots, and the jitted programs over them. No call waits for the device."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        model: Decoder,
+        settings: Settings,
+        memory: MemoryPlan,
+        on_trace: Callable[[], None],
+    ):
+        self.memory = memory
+        self._config = config
+        self._weights, tree = jax.tree.flatten(model)
+        self._spec = StepSpec(config, tree, settings.engine.decode_steps, on_trace)
+        self._batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
+        self._state = memory.make_state()
+
+    def launch(self, plan: StepPlan) -> InFlight:
+        """Start a call. The planned sequences' pages and slots are as they will be when it runs."""
+        for chunk in plan.prefills:
+            self._upload(chunk.sequence)
+        scores = None
+        if not plan.prefills:
+            rows = bucket(len(plan.decodes), self.memory.row_buckets)
+            real, padded = sum(chunk.count for chunk in plan.decodes), rows * plan.steps
+            batch = self._batcher.decode(plan, rows)
+            self._state, sampled = decode_steps(
+                self._spec, self._weights, self._state, batch, np.int32(plan.steps)
+            )
+        else:
+            real = sum(chunk.count for chunk in plan.decodes + plan.prefills)
+            padded = bucket(real, self.memory.token_buckets)
+            batch = self._batcher.mixed(plan, padded)
+            given = (self._spec, self._weights, self._state, batch)
+            if any(chunk.sequence.request.score for chunk in plan.prefills):
+                self._state, sampled, scores = score_step(*given)
+            else:
+                self._state, sampled = mixed_step(*given)
+        sampled.tokens.copy_to_host_async()
+        logprobs = batch.needs is not None and bool(Needs(*batch.needs).logprobs)
+        return InFlight(plan, sampled, logprobs, scores, real, padded)
+
+    def warm_up(self) -> None:
+        """Compile the programs for every declared shape."""
+        nothing, nowhere = StepPlan(), self.memory.max_seqs
+        for needs in (None, np.zeros(len(Needs._fields), bool)):
+            for size in self.memory.token_buckets:
+                batch = self._batcher.mixed(nothing, size)._replace(needs=needs)
+                self._state, _ = mixed_step(self._spec, self._weights, self._state, batch)
+            for size in self.memory.row_buckets:
+                batch = self._batcher.decode(nothing, size)._replace(needs=needs)
+                self._state, _ = decode_steps(self._spec, self._weights, self._state, batch, np.int32(0))
+        self._set_slot(nowhere, np.zeros(0, np.int32), {}, ())
+        jax.block_until_ready(self._state)
+
+    def reset(self) -> None:
+        """Lose all keys and slots: a failed call may have taken its donated state with it."""
+        del self._state  # before its successor is allocated
+        self._state = self.memory.make_state()
+
+    def _upload(self, sequence: Sequence) -> None:
+        """Bring what a sequence's penalties, biases and minimum length need to its slot."""
+        sampling = sequence.request.sampling
+        needs = needs_of(sampling)
+        if sequence.uploaded or not (needs.penalties or needs.biases):
+            return
+        banned = () if sampling.min_tokens == 0 else (*self._config.eos_ids, *sampling.stop_token_ids)
+        self._set_slot(sequence.slot, sequence.tokens, sampling.logit_bias, banned)
+        sequence.uploaded = True
+
+    def _set_slot(
+        self, slot: int, tokens: np.ndarray, bias: Mapping[int, float], banned: tuple[int, ...]
+    ) -> None:
+        nowhere = self._config.vocab_size
+        history = np.zeros(self.memory.context, np.int32)
+        history[: len(tokens)] = tokens
+        bias_ids = np.full(MAX_LOGIT_BIAS, nowhere, np.int32)
+        bias_values = np.zeros(MAX_LOGIT_BIAS, np.float32)
+        bias_ids[: len(bias)] = list(bias)
+        bias_values[: len(bias)] = list(bias.values())
+        banned_ids = np.full(MAX_BANNED, nowhere, np.int32)
+        banned_ids[: len(banned)] = banned
+        table = set_slot(self._state.table, np.int32(slot), history, bias_ids, bias_values, banned_ids)
+        self._state = self._state._replace(table=table)
