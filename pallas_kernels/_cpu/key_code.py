@@ -33,8 +33,8 @@ def score_function(module, bf16):
     """
     builder, args = _new_function(module, f"scores_{bf16}")
     depth = args[6]
-    known = [_score_function(module, bf16, depth) for depth in COMMON_DEPTHS]
-    anything = _score_function(module, bf16, None)
+    known = [_known_scores(module, bf16, depth) for depth in COMMON_DEPTHS]
+    anything = _any_scores(module, bf16)
     switch = builder.switch(depth, builder.append_basic_block("other"))
     for function, constant_depth in zip(known, COMMON_DEPTHS, strict=True):
         block = builder.append_basic_block("common")
@@ -48,27 +48,60 @@ def score_function(module, bf16):
     return builder.function
 
 
-def _score_function(module, bf16, known_depth):
-    """The same; with a depth known here, 16 keys need no 16 pointers and the loop over the depth unrolls."""
-    builder, args = _new_function(module, f"scores_{bf16}_{known_depth}")
-    c, ldc, a, lda, b, _, depth, rows, ahead, second = args
-    if known_depth is not None:
-        depth = ir.Constant(I64, known_depth)
-    half, key_bytes = KEYS // 2, builder.mul(depth, ir.Constant(I64, 2 if bf16 else 4))
-    keys = [address_of(builder, b if j < half else second, (key_bytes, j % half)) for j in range(KEYS)]
-    with loop(builder, builder.mul(key_bytes, ir.Constant(I64, KEYS)), 64) as offset:
+def _any_scores(module, bf16):
+    """The same for any depth."""
+    builder, (c, ldc, a, lda, b, ldb, depth, rows, ahead, second) = _new_function(
+        module, f"scores_{bf16}_any"
+    )
+    keys = _key_addresses(builder, b, second, ldb)
+    with loop(builder, builder.mul(ldb, ir.Constant(I64, KEYS)), 64) as offset:
         prefetch(builder, address_of(builder, ahead, offset))
     with loop(builder, rows, 1) as row:
         query = address_of(builder, a, (lda, row))
         for group in range(0, KEYS, LANES):
-            some = keys[group : group + LANES]
-            if known_depth is None:
-                sums = _dot(builder, query, some, depth, bf16)
-            else:
-                sums = _known_dot(builder, query, some, known_depth, bf16)
+            sums = _dot(builder, query, keys[group : group + LANES], depth, bf16)
             store(builder, _sum_lanes(builder, sums), address_of(builder, c, (ldc, row), 4 * group))
     builder.ret_void()
     return builder.function
+
+
+def _known_scores(module, bf16, depth):
+    """The same for a depth known here: 16 keys need no 16 pointers, and the loop over the depth unrolls.
+
+    The first two rows ask for half of the lines each, between their multiplications: requests all at once would keep
+    the loads that follow waiting until memory has answered.
+    """
+    builder, (c, ldc, a, lda, b, _, _, rows, ahead, second) = _new_function(module, f"scores_{bf16}_{depth}")
+    key_bytes = depth * (2 if bf16 else 4)
+    keys = _key_addresses(builder, b, second, ir.Constant(I64, key_bytes))
+    half_lines = KEYS * key_bytes // 2 // 64
+
+    def one_row(row, requests):
+        query = address_of(builder, a, (lda, row))
+        for group in range(0, KEYS, LANES):
+            asked = requests[group * len(requests) // KEYS : (group + LANES) * len(requests) // KEYS]
+            sums = _known_dot(builder, query, keys[group : group + LANES], depth, bf16, asked)
+            store(builder, _sum_lanes(builder, sums), address_of(builder, c, (ldc, row), 4 * group))
+
+    two = ir.Constant(I64, 2)
+    several = builder.icmp_signed(">=", rows, two)
+    with builder.if_then(builder.not_(several)):
+        for line in range(half_lines, 2 * half_lines):
+            prefetch(builder, address_of(builder, ahead, 64 * line))
+    with loop(builder, builder.select(several, two, rows), 1) as row:
+        one_row(row, [address_of(builder, ahead, (row, 64 * half_lines), 64 * i) for i in range(half_lines)])
+    with (
+        builder.if_then(builder.icmp_signed(">", rows, two)),
+        loop(builder, builder.sub(rows, two), 1) as row,
+    ):
+        one_row(builder.add(row, two), [])
+    builder.ret_void()
+    return builder.function
+
+
+def _key_addresses(builder, first, second, key_bytes):
+    half = KEYS // 2
+    return [address_of(builder, first if j < half else second, (key_bytes, j % half)) for j in range(KEYS)]
 
 
 def _dot(builder, query, keys, depth, bf16):
@@ -98,8 +131,8 @@ def _dot(builder, query, keys, depth, bf16):
     return [builder.load(slot) for slot in slots]
 
 
-def _known_dot(builder, query, keys, depth, bf16):
-    """The same for a depth known here, key by key, so that memory is read in order.
+def _known_dot(builder, query, keys, depth, bf16, requests):
+    """The same for a depth known here, key by key, so that memory is read in order, and requests in between.
 
     bfloat16 come in pairs of an even and an odd one, which part by a shift and a mask, cheaper than widening.
     """
@@ -112,7 +145,9 @@ def _known_dot(builder, query, keys, depth, bf16):
             shuffle(builder, *pair, list(range(parity, 2 * LANES, 2))) for pair in pairs for parity in (0, 1)
         ]
     sums = []
-    for key in keys:
+    for j, key in enumerate(keys):
+        for request in requests[j * len(requests) // len(keys) : (j + 1) * len(requests) // len(keys)]:
+            prefetch(builder, request)
         total = constant(0.0)
         for i, q in enumerate(queries):
             total = multiply_add(
