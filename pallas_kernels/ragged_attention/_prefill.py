@@ -45,6 +45,9 @@ def prefill_item(tag, size, frame, row, tile, head, scratch):
     for block in range(first_key(frame, first_position) // PREFILL_KEYS * PREFILL_KEYS, end, PREFILL_KEYS):
         count = min(PREFILL_KEYS, (end - block + 7) // 8 * 8)
         _pack(tag, size, frame, row, head, block, count, keys, values)
+        if end - block < count:
+            # Nobody has written these yet: what lies there need not be finite, and NaN times a weight of 0 is NaN.
+            zero_bytes(values + (end - block) * row_bytes, (count - end + block) * row_bytes)
         # Queries before the block see none of it; a window may end before it for the last ones, which costs little.
         r = max(0, block - first_position) * group
         at, ldb = scores + 4 * r * PREFILL_KEYS, 4 * PREFILL_KEYS

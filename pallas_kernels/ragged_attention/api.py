@@ -24,7 +24,7 @@ def ragged_attention(
 
     q: [T, Hq, D]
     k_pages, v_pages: [L, N, Hkv, page, D], the keys of this step already written; Hq % Hkv == 0, query head h
-        reads kv head h // (Hq // Hkv); every page that the table names holds finite numbers
+        reads kv head h // (Hq // Hkv); what lies past a row's kv_len has no influence, even where it is not finite
     layer: int32 scalar, may be traced
     page_table: int32 [S, P], the pages of row s in order; entries past its length are not read as keys
     query_start, query_len, kv_len: int32 [S]; row s owns q[query_start[s] :][: query_len[s]], the last query_len[s]

@@ -95,9 +95,12 @@ def _attend(queries, k_pages, v_pages, layer, page_table, first, count, window):
         ids = lax.dynamic_slice_in_dim(page_table, i * pages, pages, 1)
         k = k_pages[layer, ids].astype(jnp.float32)  # [B, pages, Hkv, page, D]
         v = v_pages[layer, ids].astype(jnp.float32)
+        p = i * keys + jnp.arange(keys)
+        # Past the row's end anything may lie, and NaN times a weight of 0 is NaN.
+        written = (p < (first + count)[:, None]).reshape(rows, pages, 1, page_size, 1)
+        v = jnp.where(written, v, 0)
         scores = jnp.einsum("bqhgd,bnhpd->bhgqnp", queries, k, precision=lax.Precision.HIGHEST)
         scores = scores.reshape(rows, kv_heads, group, length, keys)
-        p = i * keys + jnp.arange(keys)
         seen = (p <= position[..., None]) & (p >= lowest[..., None])  # [B, Q, keys]
         scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, scores.max(-1))

@@ -101,6 +101,28 @@ def test_long_context():
     check(AttentionShape(4, 2, 32, 16, ((1, 9000), (70, 9001), (1, 4096), (1, 4097))))
 
 
+@pytest.mark.parametrize("window", [0, 20])
+@pytest.mark.parametrize("page_size", [8, 16, 32])
+@pytest.mark.parametrize("garbage", [np.nan, np.inf])
+def test_what_nobody_has_written_has_no_influence(garbage, page_size, window):
+    shape = AttentionShape(6, 2, 32, page_size, MIXED)
+    q, k_pages, v_pages, layer, table, *rest = make(shape)
+    written = np.zeros((k_pages.shape[1], page_size), bool)
+    for pages, kv_len in zip(np.asarray(table), np.asarray(rest[2]), strict=True):
+        p = np.arange(kv_len)
+        written[pages[p // page_size], p % page_size] = True
+    mine = (np.arange(LAYERS) == int(layer))[:, None, None] & written
+    dirty = [jnp.where(mine[:, :, None, :, None], pool, garbage) for pool in (k_pages, v_pages)]
+    for implementation in IMPLEMENTATIONS:
+        clean, got = (
+            ragged_attention(
+                q, *pools, layer, table, *rest, scale=0.2, window=window, implementation=implementation
+            )
+            for pools in ((k_pages, v_pages), dirty)
+        )
+        np.testing.assert_array_equal(got, clean)
+
+
 rows = st.lists(
     st.integers(0, 90).flatmap(lambda n: st.tuples(st.just(n), st.integers(n, 260))), min_size=1, max_size=6
 )
