@@ -62,8 +62,8 @@ class MemoryPlan:
             context=context,
             pages=_pages(config, settings, width, dtype),
             table_width=width,
-            token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs)),
-            row_buckets=_buckets(1, engine.max_seqs),
+            token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs), 2),
+            row_buckets=_buckets(1, engine.max_seqs, 4),  # decode runs long at each size, prefill does not
         )
 
     @property
@@ -82,15 +82,13 @@ class MemoryPlan:
         return State(make_pool(self.model, self.pages, self.page_size, self.dtype), table)
 
 
-def _buckets(smallest: int, largest: int) -> tuple[int, ...]:
-    """Powers of two and, from 8 on, the values halfway between them: padding wastes at most a third."""
-    sizes, size = [], smallest
+def _buckets(smallest: int, largest: int, parts: int) -> tuple[int, ...]:
+    """Powers of two and, from 8 on, what divides the way to the next into `parts`; `largest` is the last."""
+    sizes, size = set(), smallest
     while size < largest:
-        sizes.append(size)
-        if size >= 8 and size + size // 2 < largest:
-            sizes.append(size + size // 2)
+        sizes.update(range(size, min(2 * size, largest), size // parts if size >= 8 else size))
         size *= 2
-    return (*sizes, largest)
+    return (*sorted(sizes), largest)
 
 
 def bucket(count: int, sizes: tuple[int, ...]) -> int:
