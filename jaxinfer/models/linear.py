@@ -7,6 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.matmul import matmul
+
 
 def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`x @ w + bias`, summed in float32 and returned in x's type.
@@ -20,12 +22,7 @@ def project(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Ar
     """As `linear`, but keeps the float32 sum: for the router and the vocabulary."""
     contracted = x.ndim - 1
     outputs = w.shape[contracted:]
-    y = jax.lax.dot(
-        x.reshape(x.shape[0], -1),
-        w.reshape(-1, math.prod(outputs)),
-        precision=precision(x),
-        preferred_element_type=jnp.float32,
-    ).reshape(x.shape[0], *outputs)
+    y = matmul(x.reshape(x.shape[0], -1), w.reshape(-1, math.prod(outputs))).reshape(x.shape[0], *outputs)
     return y if bias is None else y + bias.astype(jnp.float32)
 
 
