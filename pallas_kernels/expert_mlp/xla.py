@@ -38,7 +38,8 @@ def expert_mlp(
     pairs = jnp.zeros_like(sorted_out).at[order].set(sorted_out).reshape(tokens, top_k, -1)
     weights = jnp.where(expert_ids < 0, 0, expert_weights.astype(jnp.float32))
     # Term by term: a reduction may change its order with T.
-    out = sum(weights[:, k, None] * pairs[:, k] for k in range(top_k))
+    terms = (weights[:, k, None] * pairs[:, k] for k in range(top_k))
+    out = functools.reduce(jnp.add, terms)
     return out.astype(x.dtype)
 
 

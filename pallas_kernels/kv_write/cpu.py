@@ -25,4 +25,5 @@ def kv_write(
     slots = slots.astype(jnp.int32)
     results = [jax.ShapeDtypeStruct(pool.shape, pool.dtype) for pool in (k_pages, v_pages)]
     call = jax.ffi.ffi_call(NAME, tuple(results), input_output_aliases={0: 0, 1: 1}, vmap_method="sequential")
-    return call(k_pages, v_pages, k.astype(dtype), v.astype(dtype), layer, slots, row_bytes)
+    k_pages, v_pages = call(k_pages, v_pages, k.astype(dtype), v.astype(dtype), layer, slots, row_bytes)
+    return k_pages, v_pages
