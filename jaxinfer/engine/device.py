@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -15,7 +15,7 @@ from jaxinfer.engine.memory import MAX_BANNED, MemoryPlan, bucket
 from jaxinfer.engine.planner import StepPlan
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
-from jaxinfer.engine.step import StepSpec, decode_steps, mixed_step, score_step, set_slot
+from jaxinfer.engine.step import Programs, StepSpec, set_slot
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
 
@@ -55,14 +55,18 @@ class Device:
         model: Decoder,
         settings: Settings,
         memory: MemoryPlan,
-        on_trace: Callable[[], None],
     ):
         self.memory = memory
         self._config = config
         self._weights, tree = jax.tree.flatten(model)
-        self._spec = StepSpec(config, tree, settings.engine.decode_steps, on_trace)
+        self._programs = Programs.of(StepSpec(config, tree, settings.engine.decode_steps))
+        self._compiled_before = self._programs.compilations  # by other engines of the same spec
         self._batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
         self._state = memory.make_state()
+
+    @property
+    def compilations(self) -> int:
+        return self._programs.compilations - self._compiled_before
 
     def launch(self, plan: StepPlan) -> InFlight:
         """Start a call. The planned sequences' pages and slots are as they will be when it runs."""
@@ -73,18 +77,17 @@ class Device:
             rows = bucket(len(plan.decodes), self.memory.row_buckets)
             real, padded = sum(chunk.count for chunk in plan.decodes), rows * plan.steps
             batch = self._batcher.decode(plan, rows)
-            self._state, sampled = decode_steps(
-                self._spec, self._weights, self._state, batch, np.int32(plan.steps)
-            )
+            given = (self._weights, self._state, batch)
+            self._state, sampled = self._programs.decode(*given, np.int32(plan.steps))
         else:
             real = sum(chunk.count for chunk in plan.decodes + plan.prefills)
             padded = bucket(real, self.memory.token_buckets)
             batch = self._batcher.mixed(plan, padded)
-            given = (self._spec, self._weights, self._state, batch)
+            given = (self._weights, self._state, batch)
             if any(chunk.sequence.request.score for chunk in plan.prefills):
-                self._state, sampled, scores = score_step(*given)
+                self._state, sampled, scores = self._programs.score(*given)
             else:
-                self._state, sampled = mixed_step(*given)
+                self._state, sampled = self._programs.mixed(*given)
         sampled.tokens.copy_to_host_async()
         logprobs = batch.needs is not None and bool(Needs(*batch.needs).logprobs)
         return InFlight(plan, sampled, logprobs, scores, real, padded)
@@ -95,10 +98,10 @@ class Device:
         for needs in (None, np.zeros(len(Needs._fields), bool)):
             for size in self.memory.token_buckets:
                 batch = self._batcher.mixed(nothing, size)._replace(needs=needs)
-                self._state, _ = mixed_step(self._spec, self._weights, self._state, batch)
+                self._state, _ = self._programs.mixed(self._weights, self._state, batch)
             for size in self.memory.row_buckets:
                 batch = self._batcher.decode(nothing, size)._replace(needs=needs)
-                self._state, _ = decode_steps(self._spec, self._weights, self._state, batch, np.int32(0))
+                self._state, _ = self._programs.decode(self._weights, self._state, batch, np.int32(0))
         self._set_slot(nowhere, np.zeros(0, np.int32), {}, ())
         jax.block_until_ready(self._state)
 

@@ -42,7 +42,7 @@ class Engine:
         self.metrics = Metrics()
         self.memory = MemoryPlan.make(config, settings)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
-        self.device = Device(config, model, settings, self.memory, self.metrics.count_compilation)
+        self.device = Device(config, model, settings, self.memory)
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence, OpenRequest] = {}
         self._finished: deque[Completion] = deque()
@@ -151,6 +151,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compile the programs for every declared shape, so that nothing is compiled later."""
         self.device.warm_up()
+        self.metrics.compilations = self.device.compilations
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache of all that no sequence uses."""
@@ -196,6 +197,7 @@ class Engine:
         metrics.padding_tokens += call.padded - call.real
         metrics.peak_pages = max(metrics.peak_pages, self.cache.used)
         metrics.preemptions = self.planner.preemptions
+        metrics.compilations = self.device.compilations
 
     def _collect(self, call: InFlight) -> None:
         """Read a call's tokens and advance its sequences."""

@@ -45,9 +45,6 @@ class Metrics:
     update_seconds: float = 0.0
     run_seconds: float = 0.0
 
-    def count_compilation(self) -> None:
-        self.compilations += 1
-
     def as_dict(self) -> dict[str, float]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -39,27 +40,58 @@ class StepSpec:
       tree: structure of the model's arrays. They go in as a flat list: flattening modules at every call costs more
         than a small step does.
       decode_steps: most steps of a decode call.
-      on_trace: told whenever a program is compiled for new shapes. JAX keeps specs for good, so it must not hold arrays.
     """
 
     config: ModelConfig
     tree: jax.tree_util.PyTreeDef
     decode_steps: int
-    on_trace: Callable[[], None] = field(compare=False)
 
     def model(self, weights: list[jax.Array]) -> Decoder:
-        self.on_trace()  # runs while tracing, never in a compiled call
         return jax.tree.unflatten(self.tree, weights)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+class Programs:
+    """The jitted steps of one spec: `mixed`, `score` and `decode` take (weights, state, batch, ...) and donate the state.
+
+    Engines of equal specs share them (`Programs.of`). They live as long as one of those engines does: compiled code
+    takes a few hundred memory maps a program, and the kernel grants a process some ten thousand.
+    """
+
+    _shared: ClassVar[WeakValueDictionary[StepSpec, Programs]] = WeakValueDictionary()
+
+    def __init__(self, spec: StepSpec):
+        self._traced: list[str] = []
+        self.mixed = _jit(mixed_step, spec, self._traced)
+        self.score = _jit(score_step, spec, self._traced)
+        self.decode = _jit(decode_steps, spec, self._traced)
+
+    @property
+    def compilations(self) -> int:
+        """How often a program was traced for new shapes, and so compiled or taken from the persistent cache."""
+        return len(self._traced)
+
+    @classmethod
+    def of(cls, spec: StepSpec) -> Programs:
+        programs = cls._shared.get(spec)
+        if programs is None:
+            programs = cls._shared[spec] = cls(spec)
+        return programs
+
+
+def _jit(step: Callable, spec: StepSpec, traced: list[str]) -> Callable:
+    def run(weights: list[jax.Array], state: State, *batch):
+        traced.append(step.__name__)  # runs while tracing, never in a compiled call
+        return step(spec, weights, state, *batch)
+
+    return jax.jit(run, donate_argnums=1)
+
+
 def mixed_step(spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch) -> tuple[State, Sampled]:
     """Chunks and decoding rows together; one new token per row, as Sampled with a step axis of one."""
     state, sampled, _ = _run_mixed(spec, spec.model(weights), state, batch)
     return state, sampled
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def score_step(
     spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch
 ) -> tuple[State, Sampled, jax.Array]:
@@ -76,7 +108,6 @@ def score_step(
     return state, sampled, jax.lax.map(target_logprob, (hidden, targets), batch_size=block)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode_steps(
     spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, steps: jax.Array
 ) -> tuple[State, Sampled]:

@@ -47,7 +47,12 @@ def weights(config: ModelConfig, seed: int = 0):
 
 def make_engine(config: ModelConfig = LLAMA, overrides: tuple[str, ...] = (), tokenizer=None) -> Engine:
     settings: Settings = load_config(None, ["engine.max_seqs=8", "engine.max_tokens_per_step=32", *overrides])
-    return Engine(config, unstack(weights(config), config), settings, tokenizer)
+    engine = Engine(config, unstack(weights(config), config), settings, tokenizer)
+    _PROGRAMS.append(engine.device._programs)  # compiled programs go with the last engine that uses them
+    return engine
+
+
+_PROGRAMS: list = []
 
 
 def request(name: str, prompt, **sampling) -> Request:

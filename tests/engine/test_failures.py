@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from helpers import LLAMA, answers, greedy, make_engine, request, weights
 
-from jaxinfer.engine import device as device_module
 from jaxinfer.engine.answers import OpenRequest
 from jaxinfer.engine.engine import Engine
 from jaxinfer.errors import EngineError
@@ -18,42 +17,44 @@ def requests():
     return [request(str(i), prompt, max_tokens=10) for i, prompt in enumerate(WORK)]
 
 
-def fail_above(monkeypatch, tokens: int) -> list[int]:
+def fail_above(engine: Engine, monkeypatch, tokens: int) -> list[int]:
     """Mixed steps of more than `tokens` padded tokens run out of memory, their donated state lost with them."""
-    sizes, real = [], device_module.mixed_step
+    sizes, real = [], engine.device._programs.mixed
 
-    def mixed_step(spec, weights, state, batch):
+    def mixed_step(weights, state, batch):
         sizes.append(batch.tokens.shape[1])
         if sizes[-1] > tokens:
             jax.tree.map(lambda leaf: leaf.delete(), state)
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
-        return real(spec, weights, state, batch)
+        return real(weights, state, batch)
 
-    monkeypatch.setattr(device_module, "mixed_step", mixed_step)
+    monkeypatch.setattr(engine.device._programs, "mixed", mixed_step)
     return sizes
 
 
 def test_out_of_memory_makes_steps_smaller_and_loses_nothing(monkeypatch, caplog):
-    sizes = fail_above(monkeypatch, 16)
     engine = make_engine()
+    sizes = fail_above(engine, monkeypatch, 16)
     out = answers(engine, requests())
     assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 10) for i, p in enumerate(WORK))
     assert max(sizes) > 16 and engine.metrics.shrinks > 0 and "out of device memory" in caplog.text
 
 
 def test_no_memory_for_anything_ends_the_run(monkeypatch):
-    fail_above(monkeypatch, 0)
+    engine = make_engine()
+    fail_above(engine, monkeypatch, 0)
     with pytest.raises(EngineError, match="no memory for a step of one token"):
-        answers(make_engine(), requests())
+        answers(engine, requests())
 
 
 def test_another_fault_of_the_device_ends_the_run(monkeypatch):
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: the device is gone")
 
-    monkeypatch.setattr(device_module, "mixed_step", broken)
+    engine = make_engine()
+    monkeypatch.setattr(engine.device._programs, "mixed", broken)
     with pytest.raises(EngineError, match="the device is gone"):
-        answers(make_engine(), requests())
+        answers(engine, requests())
 
 
 def test_scores_that_are_no_numbers_fail_their_request_alone():
