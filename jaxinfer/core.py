@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 
@@ -17,6 +15,29 @@ MAX_TOP_LOGPROBS = 20  # OpenAI's limit; also the static width of the device's t
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_SEED = 2**63 - 1
+MIN_REPETITION_PENALTY = 0.01  # logits are divided by it; float32 rounds the smallest positive numbers to 0
+
+
+class LogitBias(Mapping[int, float]):
+    """Token id -> value added to its logit. Cannot be changed, so that it has a hash."""
+
+    def __init__(self, values: Mapping[int, float] | None = None):
+        self._values = dict(values or {})
+
+    def __getitem__(self, token: int) -> float:
+        return self._values[token]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
 
 
 class FinishReason(enum.StrEnum):
@@ -44,7 +65,7 @@ class SamplingParams:
       ignore_eos: go on past the model's end-of-sequence tokens.
       logprobs: None for none, else how many of the most likely tokens to report beside the chosen one, 0-20.
       presence_penalty, frequency_penalty: OpenAI's, over generated tokens, in [-2, 2].
-      repetition_penalty: over prompt and generated tokens, > 0; 1 is off.
+      repetition_penalty: over prompt and generated tokens, in [0.01, 100]; 1 is off.
       logit_bias: token id -> value added to its logit, in [-100, 100].
 
     Raises:
@@ -66,13 +87,19 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    logit_bias: Mapping[int, float] = LogitBias()
 
     def __post_init__(self):
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias or {})))
+        texts = (self.stop,) if isinstance(self.stop, str) else _several("stop", self.stop, "strings")
+        object.__setattr__(self, "stop", texts)
+        ids = _several("stop_token_ids", self.stop_token_ids, "token ids")
+        object.__setattr__(self, "stop_token_ids", ids)
+        if not isinstance(self.logit_bias, Mapping | None):
+            shown = _shown(self.logit_bias)
+            raise RequestError(
+                "invalid_type", f"logit_bias: {shown} is not a mapping of token ids to numbers"
+            )
+        object.__setattr__(self, "logit_bias", LogitBias(self.logit_bias))
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, None)
         _whole("min_tokens", self.min_tokens, 0, self.max_tokens)
@@ -85,7 +112,7 @@ class SamplingParams:
         _whole("n", self.n, 1, 128)
         for text in self.stop:
             if not isinstance(text, str) or not text:
-                raise RequestError("invalid_value", f"stop: {text!r} is not a non-empty string")
+                raise RequestError("invalid_value", f"stop: {_shown(text)} is not a non-empty string")
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise RequestError(
                 "invalid_value", f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS} ids are accepted"
@@ -93,12 +120,12 @@ class SamplingParams:
         for token in self.stop_token_ids:
             _whole("stop_token_ids", token, 0, None)
         if not isinstance(self.ignore_eos, bool):
-            raise RequestError("invalid_type", f"ignore_eos: {self.ignore_eos!r} is not true or false")
+            raise RequestError("invalid_type", f"ignore_eos: {_shown(self.ignore_eos)} is not true or false")
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         _real("presence_penalty", self.presence_penalty, -2, 2)
         _real("frequency_penalty", self.frequency_penalty, -2, 2)
-        _real("repetition_penalty", self.repetition_penalty, 0, 100, open_low=True)
+        _real("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 100)
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError("invalid_value", f"logit_bias: at most {MAX_LOGIT_BIAS} entries are accepted")
         for token, bias in self.logit_bias.items():
@@ -112,18 +139,35 @@ class SamplingParams:
 
 def _whole(name: str, value, low: int | None, high: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise RequestError("invalid_type", f"{name}: {value!r} is not a whole number")
+        raise RequestError("invalid_type", f"{name}: {_shown(value)} is not a whole number")
     if (low is not None and value < low) or (high is not None and value > high):
-        raise RequestError("invalid_value", f"{name}: {value} is not {_range(low, high)}")
+        raise RequestError("invalid_value", f"{name}: {_shown(value)} is not {_range(low, high)}")
 
 
 def _real(name: str, value, low: float, high: float, *, open_low: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise RequestError("invalid_type", f"{name}: {value!r} is not a number")
-    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+        raise RequestError("invalid_type", f"{name}: {_shown(value)} is not a number")
+    if not low <= value <= high or (open_low and value == low):  # NaN is within no limits
         raise RequestError(
-            "invalid_value", f"{name}: {value} is not in {'(' if open_low else '['}{low}, {high}]"
+            "invalid_value", f"{name}: {_shown(value)} is not in {'(' if open_low else '['}{low}, {high}]"
         )
+
+
+def _several(name: str, values, of: str) -> tuple:
+    if values is None:
+        return ()
+    if not isinstance(values, (list, tuple, set, frozenset, range, np.ndarray)):
+        raise RequestError("invalid_type", f"{name}: {_shown(values)} is not a list of {of}")
+    return tuple(values)
+
+
+def _shown(value) -> str:
+    """The value for a message: short, whatever it is."""
+    try:
+        text = str(value) if isinstance(value, (int, float, np.generic)) else repr(value)
+    except ValueError:  # Python does not write out integers of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _range(low, high) -> str:

@@ -14,13 +14,12 @@ from rich.console import Console
 from jaxinfer.batch.extras import check_paths, journal_path, write_extras
 from jaxinfer.batch.interruption import Interrupted, Interruption
 from jaxinfer.batch.journal import Journal, OutputFile
-from jaxinfer.batch.kept import JournalError
 from jaxinfer.batch.progress import reporter
 from jaxinfer.batch.runner import BatchRun, Engine, fatal_message
 from jaxinfer.batch.source import Source
 from jaxinfer.batch.tally import Tally
 from jaxinfer.config import Settings, load_config
-from jaxinfer.errors import JaxInferError
+from jaxinfer.errors import JaxInferError, JournalError
 
 ALL_ANSWERED, SOME_ERRORS, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -64,6 +63,8 @@ class _Command:
         self.options.journal = journal_path(self.options.output, overwrite=self.options.overwrite)
         output = OutputFile(self.options.journal, overwrite=self.options.overwrite)
         try:
+            if self.settings.batch.order == "input":
+                output.keep_up_to_retried()
             with self.interruption.exposed():
                 run = self._prepare(load_model(self.settings), source)
                 run.check_kept(output.kept, output.path)

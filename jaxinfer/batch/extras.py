@@ -9,11 +9,12 @@ import os
 from collections.abc import Iterable
 
 from jaxinfer.batch import parquet
-from jaxinfer.batch.kept import JournalError, is_error_row
+from jaxinfer.batch.kept import is_error_row
 from jaxinfer.batch.report import render
 from jaxinfer.batch.runner import BatchRun
 from jaxinfer.batch.source import InputError
 from jaxinfer.batch.tally import Tally
+from jaxinfer.errors import JournalError
 
 
 def write_extras(options: argparse.Namespace, run: BatchRun, tally: Tally, status: int) -> None:

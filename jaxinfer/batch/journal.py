@@ -12,7 +12,8 @@ import threading
 import time
 from typing import IO
 
-from jaxinfer.batch.kept import JournalError, Kept, key_of, read_kept
+from jaxinfer.batch.kept import Kept, key_of, read_kept
+from jaxinfer.errors import JournalError
 
 _MAX_PENDING = 8 << 20  # bytes; beyond it the caller itself writes, so that a slow disk holds the run back
 
@@ -47,6 +48,12 @@ class OutputFile:
             if not self._overwrite:
                 with open(self.path, "rb", buffering=1 << 20) as reader:
                     self.kept = read_kept(reader, self.path)
+
+    def keep_up_to_retried(self) -> None:
+        """Forgets every row from the first that is to be retried on, so that the rest can follow in its order."""
+        if self.kept.retried:
+            with open(self.path, "rb", buffering=1 << 20) as reader:
+                self.kept = read_kept(reader, self.path, up_to_retried=True)
 
     def start(self, *, flush_seconds: float, sync_seconds: float) -> Journal:
         """Repairs what a crash tore, drops what is to be retried, and opens for appending."""

@@ -9,15 +9,9 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from jaxinfer.batch.identity import ID_PREFIX, DigestSet
-from jaxinfer.errors import JaxInferError
+from jaxinfer.errors import RETRIED, JournalError
 
-# Not the row's own fault, or curable by a larger KV pool: the next run tries these again.
-RETRIED_CODES = frozenset({"engine_error", "model_failure", "input_unreadable", "context_length_exceeded"})
 _START = b'{"id":"' + ID_PREFIX.encode()
-
-
-class JournalError(JaxInferError):
-    """An output that cannot be written, or that is not this run's own."""
 
 
 @dataclass(slots=True)
@@ -41,14 +35,20 @@ class Kept:
     system_fingerprint: str | None = None
 
 
-def read_kept(file: IO[bytes], name: str) -> Kept:
-    """Raises JournalError, with the line's number, for a file that holds anything but our own rows and a torn tail."""
+def read_kept(file: IO[bytes], name: str, *, up_to_retried: bool = False) -> Kept:
+    """Raises JournalError, with the line's number, for a file that holds anything but our own rows and a torn tail.
+
+    Args:
+      up_to_retried: end before the first row that is to be retried.
+    """
     kept = Kept()
     for number, line in enumerate(_lines(file, name), start=1):
         row = _parse(line)
         if row is None:
             if line.endswith(b"\n") or not _is_torn(line):
                 raise JournalError(f"{name}:{number}: not a row of jaxinfer-batch; --overwrite starts anew")
+            return kept
+        if up_to_retried and _error_code(row) in RETRIED:
             return kept
         kept.good_bytes += len(line)
         kept.lacks_newline = not line.endswith(b"\n")
@@ -59,7 +59,7 @@ def read_kept(file: IO[bytes], name: str) -> Kept:
 def key_of(line: bytes) -> bytes | None:
     """The digest under which a whole output row is kept; None if it is not a row of ours or is to be retried."""
     row = _parse(line)
-    return None if row is None or _error_code(row) in RETRIED_CODES else _key(row)
+    return None if row is None or _error_code(row) in RETRIED else _key(row)
 
 
 def is_error_row(line: bytes) -> bool:
@@ -105,7 +105,7 @@ def _is_torn(tail: bytes) -> bool:
 
 def _count(kept: Kept, row: dict, where: str) -> None:
     code = _error_code(row)
-    if code in RETRIED_CODES:
+    if code in RETRIED:
         kept.retried += 1
         return
     key = _key(row)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import batched
 from typing import IO, Any
 
-from jaxinfer.batch.kept import JournalError
+from jaxinfer.errors import JournalError
 
 SUFFIX = ".parquet"
 _NEEDED = ("custom_id", "url", "body")

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from typing import IO
 
-from jaxinfer.batch.kept import JournalError
+from jaxinfer.errors import JournalError
 
 
 class InputOrder:

@@ -59,8 +59,6 @@ def parse_row(line: Line, ignored: Callable[[str], None]) -> Row | RowError:
         return _parse_fields(line, fields, ignored)
     except RequestError as error:
         return row_error(line, custom_id, error)
-    except OverflowError:
-        return row_error(line, custom_id, RequestError("invalid_value", "a number is too large"))
     except RecursionError:
         return row_error(line, custom_id, RequestError("invalid_json", "the JSON is nested too deeply"))
 

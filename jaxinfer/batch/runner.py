@@ -13,7 +13,7 @@ from jaxinfer.batch.history import History
 from jaxinfer.batch.identity import DigestSet, Identified, Identifier, run_fingerprint
 from jaxinfer.batch.interruption import Interruption
 from jaxinfer.batch.journal import Journal
-from jaxinfer.batch.kept import JournalError, Kept
+from jaxinfer.batch.kept import Kept
 from jaxinfer.batch.output import Answerer, NumberedTokens, error_row, refused_row
 from jaxinfer.batch.reorder import InputOrder
 from jaxinfer.batch.rows import Row, row_error
@@ -21,7 +21,7 @@ from jaxinfer.batch.source import Line, Source
 from jaxinfer.batch.tally import Tally
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request
-from jaxinfer.errors import JaxInferError, RequestError
+from jaxinfer.errors import ENGINE_FAILURE, JaxInferError, JournalError, RequestError
 
 
 class Engine(Protocol):
@@ -123,7 +123,7 @@ class BatchRun:
             if close := getattr(stream, "close", None):
                 close()
         for name, flight in list(self._in_flight.items()):
-            error = RequestError("engine_error", "the engine returned no answer")
+            error = RequestError(ENGINE_FAILURE, "the engine returned no answer")
             self._finish_error(name, flight, error)
         self._sample()
         self._tally.position = self._source.size or 0
@@ -204,7 +204,7 @@ class BatchRun:
         try:
             line = self._answerer.row(flight.key, flight.url, completion, created=self._now())
         except (ValueError, TypeError, IndexError, KeyError, RequestError) as error:
-            wrong = RequestError("engine_error", f"the answer cannot be written: {error}")
+            wrong = RequestError(ENGINE_FAILURE, f"the answer cannot be written: {error}")
             self._finish_error(completion.request_id, flight, wrong)
             return
         with self._interruption.shielded():

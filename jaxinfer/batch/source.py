@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
 from jaxinfer.batch import parquet
-from jaxinfer.errors import JaxInferError, RequestError
+from jaxinfer.errors import INPUT_UNREADABLE, JaxInferError, RequestError
 
 _BUFFER = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -109,7 +109,7 @@ class Source:
                         yield Line(name, number, raw, index)
         except _GZIP_ERRORS as error:
             message = f"the file cannot be read beyond line {number}: {error}"
-            yield Line(name, number + 1, b"", index, RequestError("input_unreadable", message))
+            yield Line(name, number + 1, b"", index, RequestError(INPUT_UNREADABLE, message))
         finally:
             self._open = None
 

@@ -141,14 +141,19 @@ def test_more_rows_and_settings_that_change_no_answer_go_on(tmp_path, finished):
     assert model.served == ["e"] and out.read_bytes().startswith(whole)
 
 
-def test_errors_of_the_engine_are_tried_again_and_errors_of_the_row_are_not(tmp_path):
-    class Moody(FakeLLM):
-        def _complete(self, request):
-            answer = super()._complete(request)
-            code = {"r1": "model_failure", "r3": "context_length_exceeded"}.get(request.id)
-            error = RequestError(code, "not the row's fault") if code else None
-            return type(answer)(request_id=request.id, error=error) if error else answer
+class Moody(FakeLLM):
+    """Fails with errors that are not the row's own, and with one that is."""
 
+    CODES = {"r1": "engine_failure", "r2": "context_length_exceeded", "r3": "kv_pool_exceeded"}  # noqa: RUF012
+
+    def _complete(self, request):
+        answer = super()._complete(request)
+        code = self.CODES.get(request.id)
+        error = RequestError(code, "for a test") if code else None
+        return type(answer)(request_id=request.id, error=error) if error else answer
+
+
+def test_errors_of_the_engine_are_tried_again_and_errors_of_the_row_are_not(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [b"bad", *[completion(f"r{i}") for i in range(5)]])
     out = tmp_path / "out"
     assert run("-i", source, "-o", out, *FIXED, model=Moody()) == 1
@@ -156,8 +161,23 @@ def test_errors_of_the_engine_are_tried_again_and_errors_of_the_row_are_not(tmp_
     again = FakeLLM()
     assert run("-i", source, "-o", out, *FIXED, model=again) == 1
     assert sorted(again.served) == ["r1", "r3"]
-    assert [row["error"]["code"] for row in by_id(out).values() if row["error"]] == ["invalid_json"]
+    codes = sorted(row["error"]["code"] for row in by_id(out).values() if row["error"])
+    assert codes == ["context_length_exceeded", "invalid_json"]
     assert out.stat().st_mode & 0o777 == 0o640 and len(list(tmp_path.iterdir())) == 2
+    before = out.stat()
+    assert run("-i", source, "-o", out, *FIXED) == 1
+    assert out.stat().st_ino == before.st_ino  # nothing to retry: the file is not written anew
+
+
+@pytest.mark.parametrize("model", [FakeLLM, Moody])
+def test_what_is_tried_again_keeps_the_order_of_the_input(tmp_path, model):
+    source = write_rows(tmp_path / "in.jsonl", [b"bad", *[completion(f"r{i}") for i in range(20)]])
+    out, ordered = tmp_path / "out", (*FIXED, "--order", "input")
+    assert run("-i", source, "-o", out, *ordered, model=Moody()) == 1
+    last = model()
+    assert run("-i", source, "-o", out, *ordered, model=last) == 1
+    assert [row["custom_id"] for row in read_rows(out)] == [None, *[f"r{i}" for i in range(20)]]
+    assert last.served == [f"r{i}" for i in range(1, 20)]
 
 
 def test_two_runs_cannot_write_one_output(tmp_path, finished, capsys):
@@ -232,7 +252,7 @@ def test_an_engine_that_forgets_a_request_gets_an_error_row(tmp_path):
 
     source = write_rows(tmp_path / "in.jsonl", [completion(f"r{i}") for i in range(4)])
     assert run("-i", source, "-o", tmp_path / "out", *FIXED, model=Forgetful()) == 1
-    assert by_id(tmp_path / "out")["r2"]["error"]["code"] == "engine_error"
+    assert by_id(tmp_path / "out")["r2"]["error"]["code"] == "engine_failure"
 
 
 def start(source, out, *extra, delay="0.01", **options):

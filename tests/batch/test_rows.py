@@ -103,7 +103,7 @@ BODY_ERRORS = [
     ({"n": 0}, "invalid_value", "n: 0"),
     ({"n": "2"}, "invalid_type", "n: '2'"),
     ({"temperature": -1}, "invalid_value", "temperature: -1"),
-    ({"temperature": 10**400}, "invalid_value", "too large"),
+    ({"temperature": 10**400}, "invalid_value", "temperature"),
     ({"top_p": 0}, "invalid_value", "top_p"),
     ({"top_p": True}, "invalid_type", "top_p"),
     ({"max_tokens": 0}, "invalid_value", "max_tokens"),
