@@ -51,6 +51,7 @@ class Rows(NamedTuple):
       min_lengths: no end-of-sequence token before this length of prompt and answer.
       seeds_high, seeds_low: the two words of its random key.
       top_ks: 0 for all.
+      biased: 1 where its slot holds logit biases of its own.
       samples: 1 where the token after the last one is wanted.
     """
 
@@ -64,6 +65,7 @@ class Rows(NamedTuple):
     seeds_high: Any
     seeds_low: Any
     top_ks: Any
+    biased: Any
     samples: Any
 
 
@@ -89,7 +91,7 @@ class Needs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """tokens: int32 [6, T] (None in decode calls); rows: int32 [11, S]; knobs: float32 [6, S]; needs: bool [5], None
+    """tokens: int32 [6, T] (None in decode calls); rows: int32 [12, S]; knobs: float32 [6, S]; needs: bool [5], None
     where every row is plain greedy (those programs hold no sampler and compile in half the time);
     page_table: int32 [S, P]."""
 
@@ -158,7 +160,6 @@ class Batcher:
         for row, chunk in enumerate(chunks):
             sequence = chunk.sequence
             matrix[:, row] = self._row(sequence)
-            rows.slots[row] = sequence.slot
             rows.counts[row] = chunk.count
             rows.samples[row] = chunk.samples
             if chunk.samples and not _is_plain(sequence.request.sampling):
@@ -169,21 +170,19 @@ class Batcher:
 
     def _row(self, sequence: Sequence) -> Rows:
         sampling = sequence.request.sampling
-        high, low = sequence.seed
-        least = sequence.prompt_length + sampling.min_tokens
-        top_k = max(sampling.top_k, 0)
         return Rows(
-            0,
-            0,
-            0,
-            0,
-            sequence.rope_floor,
-            sequence.prompt_length,
-            least,
-            high,
-            low,
-            min(top_k, _INT32_MAX),
-            0,
+            slots=sequence.slot,
+            starts=0,
+            counts=0,
+            kv_lengths=0,
+            rope_floors=sequence.rope_floor,
+            prompt_lengths=sequence.prompt_length,
+            min_lengths=sequence.prompt_length + sampling.min_tokens,
+            seeds_high=sequence.seed[0],
+            seeds_low=sequence.seed[1],
+            top_ks=min(max(sampling.top_k, 0), _INT32_MAX),
+            biased=int(bool(sampling.logit_bias)),
+            samples=0,
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxinfer.config import Settings
 from jaxinfer.core import MAX_LOGIT_BIAS
 from jaxinfer.engine.batch import Batcher, Needs, needs_of
-from jaxinfer.engine.memory import MAX_BANNED, MemoryPlan, bucket
+from jaxinfer.engine.memory import MemoryPlan, bucket
 from jaxinfer.engine.planner import StepPlan
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
@@ -93,7 +93,7 @@ class Device:
         return InFlight(plan, sampled, logprobs, scores, real, padded)
 
     def warm_up(self) -> None:
-        """Compile the programs for every declared shape."""
+        """Compile the programs that generate, for every declared shape."""
         nothing, nowhere = StepPlan(), self.memory.max_seqs
         for needs in (None, np.zeros(len(Needs._fields), bool)):
             for size in self.memory.token_buckets:
@@ -130,7 +130,7 @@ class Device:
         bias_values = np.zeros(MAX_LOGIT_BIAS, np.float32)
         bias_ids[: len(bias)] = list(bias)
         bias_values[: len(bias)] = list(bias.values())
-        banned_ids = np.full(MAX_BANNED, nowhere, np.int32)
+        banned_ids = np.full(self.memory.banned_width, nowhere, np.int32)
         banned_ids[: len(banned)] = banned
         table = set_slot(self._state.table, np.int32(slot), history, bias_ids, bias_values, banned_ids)
         self._state = self._state._replace(table=table)

@@ -13,6 +13,7 @@ from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, Usage
 from jaxinfer.engine.answers import OpenRequest
 from jaxinfer.engine.device import Device, InFlight
+from jaxinfer.engine.limits import token_limit
 from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.engine.metrics import Metrics
 from jaxinfer.engine.planner import Chunk, Planner, StepPlan, TokensNeeded
@@ -46,18 +47,26 @@ class Engine:
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence, OpenRequest] = {}
         self._finished: deque[Completion] = deque()
+        self._running = False
 
     @property
     def cache(self) -> PageCache:
         return self.planner.cache
 
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Completions as they finish. `requests` is read as the engine has room, so it may be endless."""
+        """Completions as they finish. `requests` is read as the engine has room, so it may be endless.
+
+        Raises:
+          EngineError: the engine is answering another call, or the device failed.
+        """
+        if self._running:
+            raise EngineError("the engine is answering another call: finish or close its iterator first")
         source, more = iter(requests), True
         window = self.settings.engine.max_seqs * WAITING_PER_SLOT
+        self._running = True
         try:
             while more or self.busy:
-                while more and len(self.planner.waiting) < window:
+                while more and not self._finished and len(self.planner.waiting) < window:
                     request = next(source, None)
                     more = request is not None
                     if request is not None:
@@ -68,6 +77,7 @@ class Engine:
                     yield self._finished.popleft()
         finally:
             self.cancel()
+            self._running = False
 
     @property
     def busy(self) -> bool:
@@ -76,7 +86,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request. One that can never be served finishes at once, with its error."""
         try:
-            limit = self._limit(request)
+            limit = token_limit(request, self.config, self.memory, self.tokenizer is not None)
         except RequestError as error:
             usage = Usage(prompt_tokens=len(request.prompt_ids))
             self._finished.append(Completion(request_id=request.id, usage=usage, error=error))
@@ -102,9 +112,15 @@ class Engine:
         try:
             self._step()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if "RESOURCE_EXHAUSTED" in str(error):
+                self._shrink(error)
+            else:
+                self._start_over()
                 raise EngineError(f"the device failed: {error}") from error
-            self._shrink(error)
+        except BaseException:
+            # Pages count as computed once their step is planned; after an interrupt nobody knows which were.
+            self._start_over()
+            raise
 
     def _step(self) -> None:
         start = time.perf_counter()
@@ -120,6 +136,10 @@ class Engine:
             self.metrics.launch_seconds += time.perf_counter() - planned
         if self._in_flight and (len(self._in_flight) > 1 or not plan):
             self._collect(self._in_flight.popleft())
+        elif not plan and self.planner.running:
+            raise EngineError(
+                f"{len(self.planner.running)} sequences run and none can go on; this is a fault of ours"
+            )
         self.metrics.run_seconds += time.perf_counter() - start
 
     def _shrink(self, error: Exception) -> None:
@@ -133,15 +153,18 @@ class Engine:
             self.planner.max_tokens,
             reason,
         )
+        self._start_over()
+        self.metrics.shrinks += 1
+
+    def _start_over(self) -> None:
+        """All that runs waits again, with an empty pool and prefix cache."""
         self._in_flight.clear()
         self.planner.start_again(self._new_cache())
         self.device.reset()
-        self.metrics.shrinks += 1
 
     def cancel(self) -> None:
         """Forget everything that is queued or running; the prefix cache stays."""
-        while self._in_flight:
-            jax.block_until_ready(self._in_flight.popleft().sampled)
+        self._in_flight.clear()
         for sequence in list(self.planner.running):
             self.planner.release(sequence)
         self.planner.waiting.clear()
@@ -164,30 +187,6 @@ class Engine:
     def check_integrity(self) -> None:
         """Assert that every page of the pool is accounted for."""
         self.cache.check_integrity(sequence.pages for sequence in self.planner.running)
-
-    def _limit(self, request: Request) -> int:
-        """Most tokens of prompt and answer. Raises RequestError where the request can never be served."""
-        prompt, sampling = request.prompt_ids, request.sampling
-        if len(prompt) == 0:
-            raise RequestError("empty_prompt", "the prompt has no tokens; at least one is needed")
-        vocabulary = self.config.vocab_size
-        for token in (int(prompt.min()), int(prompt.max()), *sampling.logit_bias, *sampling.stop_token_ids):
-            if not 0 <= token < vocabulary:
-                raise RequestError("invalid_token", f"token id {token} is not in 0..{vocabulary - 1}")
-        if sampling.stop and self.tokenizer is None:
-            raise RequestError("no_tokenizer", "stop strings need a tokenizer, which this model lacks")
-        generated = 0 if request.score else max(sampling.max_tokens or 1, sampling.min_tokens)
-        limits = {"the context": self.memory.context, "the KV pool": self.memory.pool_tokens}
-        for place, limit in limits.items():
-            if len(prompt) + generated > limit:
-                raise RequestError(
-                    "context_length_exceeded",
-                    f"{len(prompt)} prompt tokens and {generated} to generate are more than the {limit} "
-                    f"tokens that {place} holds",
-                )
-        if request.score or sampling.max_tokens is not None:
-            return len(prompt) + generated
-        return min(limits.values())
 
     def _count(self, call: InFlight) -> None:
         metrics = self.metrics
@@ -225,8 +224,7 @@ class Engine:
             try:
                 self._open[sequence].accept(sequence, sampled, (step, row))
             except Exception as error:  # whatever it is, it concerns this request alone
-                logger.exception("request %s failed", sequence.request.id)
-                sequence.error = RequestError("engine_failure", f"{type(error).__name__}: {error}")
+                sequence.error = _failure(sequence.request, error)
             self.metrics.generated_tokens += 1
 
     def _finish(self, sequence: Sequence) -> None:
@@ -235,4 +233,15 @@ class Engine:
         self.metrics.prompt_tokens += sequence.prompt_length
         self.metrics.cached_tokens += sequence.cached_tokens or 0
         if opened.done:
-            self._finished.append(opened.completion())
+            self._finished.append(self._complete(opened))
+
+    def _complete(self, opened: OpenRequest) -> Completion:
+        try:
+            return opened.completion()
+        except Exception as error:  # such as a tokenizer's: it concerns this request alone
+            return Completion(request_id=opened.request.id, error=_failure(opened.request, error))
+
+
+def _failure(request: Request, error: Exception) -> RequestError:
+    logger.error("request %s failed", request.id, exc_info=error)
+    return RequestError("engine_failure", f"{type(error).__name__}: {error}")

@@ -17,7 +17,6 @@ from jaxinfer.fields import parse_memory
 from jaxinfer.kvcache.pool import make_pool, page_bytes
 from jaxinfer.models.config import ModelConfig
 
-MAX_BANNED = MAX_STOP_TOKEN_IDS + 64  # stop token ids of a request and the model's end-of-sequence tokens
 _SMALLEST_STEP = 16
 _CPU_POOL_SHARE = 0.2  # of the host's available memory; it is shared with everything else there
 _DEVICE_POOL_SHARE = 0.9  # of what the weights leave; the rest is for activations
@@ -70,6 +69,11 @@ class MemoryPlan:
     def pool_tokens(self) -> int:
         return (self.pages - 1) * self.page_size
 
+    @property
+    def banned_width(self) -> int:
+        """Most tokens that can end an answer: a request's stop tokens and the model's own."""
+        return MAX_STOP_TOKEN_IDS + len(self.model.eos_ids)
+
     def make_state(self) -> State:
         slots, vocabulary = self.max_seqs + 1, self.model.vocab_size
         table = SlotTable(
@@ -77,14 +81,15 @@ class MemoryPlan:
             history=jnp.zeros((slots, self.context), jnp.int32),
             bias_ids=jnp.full((slots, MAX_LOGIT_BIAS), vocabulary, jnp.int32),
             bias_values=jnp.zeros((slots, MAX_LOGIT_BIAS)),
-            banned_ids=jnp.full((slots, MAX_BANNED), vocabulary, jnp.int32),
+            banned_ids=jnp.full((slots, self.banned_width), vocabulary, jnp.int32),
         )
         return State(make_pool(self.model, self.pages, self.page_size, self.dtype), table)
 
 
 def _buckets(smallest: int, largest: int, parts: int) -> tuple[int, ...]:
     """Powers of two and, from 8 on, what divides the way to the next into `parts`; `largest` is the last."""
-    sizes, size = set(), smallest
+    sizes: set[int] = set()
+    size = smallest
     while size < largest:
         sizes.update(range(size, min(2 * size, largest), size // parts if size >= 8 else size))
         size *= 2
@@ -98,11 +103,16 @@ def bucket(count: int, sizes: tuple[int, ...]) -> int:
 
 def _pages(config: ModelConfig, settings: Settings, width: int, dtype: str) -> int:
     cache = settings.cache
+    each, free = page_bytes(config, cache.page_size, dtype), _free_bytes()
     if cache.pages is not None:
+        if cache.pages * each > free:
+            raise ConfigError(
+                f"cache.pages = {cache.pages}: {cache.pages * each} bytes, and {free} are free; "
+                f"at most {free // each} pages fit"
+            )
         return cache.pages
-    each = page_bytes(config, cache.page_size, dtype)
     memory = parse_memory(cache.memory) if cache.memory is not None else _default_share()
-    most = int(memory * _free_bytes() if memory <= 1 else memory) // each
+    most = int(memory * free if memory <= 1 else memory) // each
     if most < 2:
         raise ConfigError(
             f"cache.memory = {cache.memory!r} holds {most} pages of {each} bytes; at least 2 are needed"

@@ -107,7 +107,7 @@ class Planner:
         self.running.remove(sequence)
 
     def start_again(self, cache: PageCache) -> None:
-        """All keys are lost: every running sequence waits again, in its order, for pages of a new cache."""
+        """All keys are lost: every running sequence waits again, in its order, for pages of the new cache."""
         for sequence in reversed(self.running):
             self._slots.append(sequence.slot)
             if not sequence.finished:
@@ -233,9 +233,14 @@ class Planner:
         while (sequence.published + 1) * size <= computed:
             index = sequence.published
             key = sequence.tokens[index * size : (index + 1) * size].tobytes()
-            sequence.tail = self.cache.publish(sequence.tail, key, sequence.pages[index])
-            if sequence.tail.page == sequence.pages[index]:
-                sequence.nodes.append(sequence.tail)
+            node = self.cache.publish(sequence.tail, key, sequence.pages[index])
+            if node.page != sequence.pages[index]:
+                sequence.tail = (
+                    None  # someone else's page: it may be evicted, so nothing of ours hangs below it
+                )
+                return
+            sequence.tail = node
+            sequence.nodes.append(node)
             sequence.published += 1
 
     def _preempt(self, sequence: Sequence) -> None:

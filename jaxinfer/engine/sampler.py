@@ -88,7 +88,9 @@ def _adjust(logits, lengths, rows: Rows, knobs: Knobs, needs: Needs, table: Slot
 
 def _bias(scores, lengths, rows: Rows, knobs: Knobs, table: SlotTable) -> jax.Array:
     row = jnp.arange(scores.shape[0])[:, None]
-    scores = scores.at[row, table.bias_ids[rows.slots]].add(table.bias_values[rows.slots], mode="drop")
+    # A slot keeps the biases of the sequence that had it before.
+    values = jnp.where(rows.biased[:, None] > 0, table.bias_values[rows.slots], 0)
+    scores = scores.at[row, table.bias_ids[rows.slots]].add(values, mode="drop")
     early = lengths < rows.min_lengths
     banned = jnp.where(early[:, None], table.banned_ids[rows.slots], scores.shape[1])
     return scores.at[row, banned].set(-jnp.inf, mode="drop")

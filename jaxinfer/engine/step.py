@@ -164,9 +164,10 @@ def _attend(spec: StepSpec, page_table, starts, counts, kv_lengths, kv_slots):
     scale = 1 / math.sqrt(spec.config.head_dim)
 
     def attend(pool: KVPool, layer, q, k, v, window):
-        pool = KVPool(*kv_write(*pool, layer, k, v, kv_slots))
+        k_pages, v_pages = kv_write(pool.k_pages, pool.v_pages, layer, k, v, kv_slots)
         rows = (page_table, starts, counts, kv_lengths)
-        return ragged_attention(q, *pool, layer, *rows, scale=scale, window=window), pool
+        out = ragged_attention(q, k_pages, v_pages, layer, *rows, scale=scale, window=window)
+        return out, pool._replace(k_pages=k_pages, v_pages=v_pages)
 
     return attend
 

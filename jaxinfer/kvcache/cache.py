@@ -61,6 +61,8 @@ class PageCache:
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` pages of one's own, evicting idle prefixes if need be; None if there are not that many."""
+        if count > self.available:
+            return None
         while self.allocator.free < count:
             if not self._evict():
                 return None

@@ -5,7 +5,7 @@ import pytest
 from helpers import LLAMA, MIXTRAL, answers, dense_logits, greedy, make_engine, request, variant
 
 from jaxinfer.core import FinishReason, Request
-from jaxinfer.errors import ConfigError
+from jaxinfer.errors import ConfigError, EngineError
 from jaxinfer.models import RopeConfig
 
 
@@ -168,7 +168,7 @@ def test_a_request_that_cannot_be_served_fails_alone(prompt, sampling, code, say
 def test_a_request_larger_than_the_pool_is_refused_with_its_limit():
     engine = make_engine(overrides=("cache.pages=5",))
     out = answers(engine, [request("big", [5] * 60, max_tokens=10)])["big"]
-    assert out.error.code == "context_length_exceeded" and "64" in out.error.message
+    assert out.error.code == "kv_pool_exceeded" and "64" in out.error.message
 
 
 def test_without_max_tokens_the_context_is_filled():
@@ -255,3 +255,72 @@ def test_answers_that_outgrow_the_original_context(kind, tight):
                 tokens.append(int(dense_logits(config, tokens, lengths)[-1].argmax()))
             assert list(out[str(i)].token_ids) == tokens[len(prompt) :], f"prompt of {len(prompt)}"
     assert engine.metrics.cached_tokens > 0
+
+
+def test_a_bias_ends_with_its_request():
+    """A slot that a biased sequence had, beside another biased one."""
+    engine = make_engine(overrides=("engine.max_seqs=2",))
+    answers(engine, [request(str(i), [5, 6, 7], logit_bias={9: 100.0}) for i in range(2)])
+    out = answers(engine, [request("plain", [5, 6, 7]), request("biased", [7, 8], logit_bias={11: 0.5})])
+    assert list(out["plain"].token_ids) == greedy(LLAMA, [5, 6, 7], 8)
+
+
+def test_a_prompt_seen_before_goes_on_below_pages_of_its_own():
+    """The last page of a repeated prompt is computed again; its twin in the tree belongs to nobody and may go."""
+    engine = make_engine(overrides=("cache.page_size=8", "cache.pages=9"))
+    prompt = np.arange(3, 27)
+    long = np.concatenate([prompt, np.arange(30, 70)])
+    for _ in range(3):
+        out = answers(engine, [request("a", prompt, max_tokens=30)])
+        assert list(out["a"].token_ids) == greedy(LLAMA, prompt, 30)
+        (scored,) = engine.run([Request(id="s", prompt_ids=long.astype(np.int32), score=True)])
+        assert scored.error is None
+        engine.check_integrity()
+
+
+def test_two_calls_at_once_are_refused():
+    engine = make_engine()
+    first = engine.run([request(str(i), p) for i, p in enumerate(prompts(12))])
+    next(first)
+    with pytest.raises(EngineError, match="another call"):
+        next(engine.run([request("b", [5])]))
+    assert len(list(first)) == 11
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_launch_leaves_no_pages_that_were_never_written(monkeypatch, error):
+    engine = make_engine()
+    prompt = np.arange(3, 53)
+
+    def interrupted(plan):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.device, "launch", interrupted)
+        with pytest.raises(error):
+            answers(engine, [request("a", prompt)])
+    out = answers(engine, [request("a", prompt)])["a"]
+    assert list(out.token_ids) == greedy(LLAMA, prompt, 8) and out.usage.cached_tokens == 0
+
+
+def test_refused_requests_come_out_as_they_are_read():
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for taken in range(1, 1001):
+            yield request(str(taken), [5] * 300)
+
+    next(make_engine().run(source()))
+    assert taken < 10
+
+
+def test_an_answer_without_max_tokens_does_not_depend_on_the_pool():
+    out = answers(make_engine(overrides=("cache.pages=9",)), [request("a", [5] * 20, max_tokens=None)])["a"]
+    assert out.error.code == "kv_pool_exceeded" and "max_tokens" in out.error.message
+
+
+def test_more_end_tokens_than_stop_tokens():
+    config = variant(eos_ids=tuple(range(10, 90)))
+    out = answers(make_engine(config), [request("a", [5], min_tokens=4, max_tokens=6, ignore_eos=False)])["a"]
+    assert not set(out.token_ids[:4]) & set(config.eos_ids)

@@ -79,3 +79,26 @@ def test_an_exception_while_taking_a_token_fails_its_request_alone(monkeypatch):
     out = answers(make_engine(), requests())
     assert out["3"].error.code == "engine_failure" and "boom" in out["3"].error.message
     assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 10) for i, p in enumerate(WORK) if i != 3)
+
+
+def test_a_tokenizer_that_fails_fails_its_request_alone():
+    broken = greedy(LLAMA, WORK[0], 10)[3]
+
+    class Broken:
+        def detokenizer(self):
+            return self
+
+        def feed(self, ids):
+            if broken in ids:
+                raise KeyError(broken)
+            return "".join(map(chr, ids))
+
+        def finish(self):
+            return ""
+
+    engine = make_engine(tokenizer=Broken())
+    out = answers(engine, requests())
+    failed = {name for name, o in out.items() if o.error is not None}
+    assert all(out[name].error.code == "engine_failure" for name in failed)
+    assert failed == {str(i) for i, p in enumerate(WORK) if broken in greedy(LLAMA, p, 10)}
+    assert 0 < len(failed) < len(WORK)

@@ -26,6 +26,7 @@ def run(
     rows.top_ks[:] = max(sampling.top_k, 0)
     rows.prompt_lengths[:] = prompt_length
     rows.min_lengths[:] = least
+    rows.biased[:] = bool(sampling.logit_bias)
     values = (sampling.temperature, sampling.top_p, sampling.min_p)
     penalties = (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty)
     knobs = Knobs(*(np.full(size, value, np.float32) for value in values + penalties))

@@ -1,0 +1,43 @@
+"""What a request may ask of a model and a pool."""
+
+from __future__ import annotations
+
+from jaxinfer.core import Request
+from jaxinfer.engine.memory import MemoryPlan
+from jaxinfer.errors import RequestError
+from jaxinfer.models.config import ModelConfig
+
+
+def token_limit(request: Request, config: ModelConfig, memory: MemoryPlan, has_tokenizer: bool) -> int:
+    """Most tokens of prompt and answer. Raises RequestError where the request can never be served."""
+    prompt, sampling = request.prompt_ids, request.sampling
+    if len(prompt) == 0:
+        raise RequestError("empty_prompt", "the prompt has no tokens; at least one is needed")
+    vocabulary = config.vocab_size
+    ids = {
+        "prompt": (int(prompt.min()), int(prompt.max())),
+        "logit_bias": tuple(sampling.logit_bias),
+        "stop_token_ids": sampling.stop_token_ids,
+    }
+    for place, tokens in ids.items():
+        wrong = [token for token in tokens if not 0 <= token < vocabulary]
+        if wrong:
+            raise RequestError("invalid_token", f"{place}: token id {wrong[0]} is not in 0..{vocabulary - 1}")
+    if sampling.stop and not has_tokenizer:
+        raise RequestError("no_tokenizer", "stop strings need a tokenizer, which this model lacks")
+    generated = 0 if request.score else max(sampling.max_tokens or 1, sampling.min_tokens)
+    asked = f"{len(prompt)} prompt tokens and {generated} to generate"
+    if len(prompt) + generated > memory.context:
+        raise RequestError(
+            "context_length_exceeded",
+            f"{asked} are more than the {memory.context} tokens that the context holds",
+        )
+    filled = not request.score and sampling.max_tokens is None
+    limit = memory.context if filled else len(prompt) + generated
+    if limit > memory.pool_tokens:
+        asked = f"the context of {limit} tokens, filled for want of max_tokens," if filled else asked
+        raise RequestError(
+            "kv_pool_exceeded",
+            f"{asked} are more than the {memory.pool_tokens} tokens of the KV pool",
+        )
+    return limit
