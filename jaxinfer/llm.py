@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ class LLM:
     """
 
     def __init__(self, model: str | os.PathLike | None = None, *, config: Settings | None = None):
+        if not isinstance(config, Settings | None):
+            raise TypeError(f"config: expected Settings, as load_config gives, not {type(config).__name__}")
         settings = config or Settings()
         folder = Path(model or settings.model.path or EMBEDDED_MODEL)
         _use_compilation_cache(settings.engine.compile_cache)
@@ -66,9 +70,8 @@ class LLM:
 
         A prompt that cannot be served yields a Completion with its `error`.
         """
-        if isinstance(prompts, str):
-            raise TypeError("prompts: expected a list or another iterable of prompts, not one text")
-        return self._in_order((self._ids(p), s, False) for p, s in _pairs(prompts, sampling))
+        pairs = _pairs("prompts", prompts, sampling)
+        return self._in_order((self._ids(p), s, False) for p, s in pairs)
 
     def chat(
         self,
@@ -76,7 +79,8 @@ class LLM:
         sampling: SamplingParams | Iterable[SamplingParams] | None = None,
     ) -> Iterator[Completion]:
         """As `generate`, for lists of messages {"role", "content"} in the model's chat template."""
-        return self._in_order((self._chat_ids(c), s, False) for c, s in _pairs(conversations, sampling))
+        pairs = _pairs("conversations", conversations, sampling)
+        return self._in_order((self._chat_ids(c), s, False) for c, s in pairs)
 
     def score(self, prompts: Prompt | Iterable[Prompt]) -> np.ndarray | list[np.ndarray]:
         """Log-probability (natural) of every token after the first: float32 [tokens - 1].
@@ -88,7 +92,7 @@ class LLM:
           RequestError: a prompt is empty, too long or no prompt at all.
         """
         single = _is_prompt(prompts)
-        several: Iterable[Any] = [prompts] if single else prompts
+        several: Iterable[Any] = [prompts] if single else _iterable("prompts", prompts)
         jobs = ((self._ids(p), SamplingParams(), True) for p in several)
         scores: list[np.ndarray] = []
         for out in self._in_order(jobs):
@@ -115,23 +119,23 @@ class LLM:
 
     def _in_order(self, jobs: Iterable[tuple[Any, SamplingParams, bool]]) -> Iterator[Completion]:
         done: dict[int, Completion] = {}
+        refused: dict[int, RequestError] = {}
 
         def requests() -> Iterator[Request]:
             for index, (ids, sampling, score) in enumerate(jobs):
                 if isinstance(ids, RequestError):
-                    done[index] = Completion(request_id=str(index), error=ids)
-                else:
-                    yield Request(id=str(index), prompt_ids=ids, sampling=sampling, score=score)
+                    # The engine refuses an empty prompt at once, so it reads no further than for other requests.
+                    refused[index], ids = ids, np.zeros(0, np.int32)
+                yield Request(id=str(index), prompt_ids=ids, sampling=sampling, score=score)
 
         turn = 0
         for out in self.engine.run(requests()):
-            done[int(out.request_id)] = out
+            index = int(out.request_id)
+            error = refused.pop(index, None)
+            done[index] = out if error is None else replace(out, error=error)
             while turn in done:
                 yield done.pop(turn)
                 turn += 1
-        while turn in done:
-            yield done.pop(turn)
-            turn += 1
 
     def _ids(self, prompt: Any) -> np.ndarray | RequestError:
         try:
@@ -176,18 +180,41 @@ class LLM:
 def _is_prompt(prompts: Any) -> bool:
     if isinstance(prompts, str) or (isinstance(prompts, np.ndarray) and prompts.ndim == 1):
         return True
-    return isinstance(prompts, (list, tuple)) and all(isinstance(p, (int, np.integer)) for p in prompts)
+    ids = isinstance(prompts, (list, tuple)) and all(isinstance(p, (int, np.integer)) for p in prompts)
+    return ids and len(prompts) > 0  # an empty list holds no prompts
 
 
-def _pairs(items: Iterable[Any], sampling: SamplingParams | Iterable[SamplingParams] | None) -> Iterator[Any]:
-    """Every item with its sampling parameters."""
+def _iterable(name: str, values: Any) -> Iterable[Any]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected a list or another iterable of them, not {type(values).__name__}")
+    return values
+
+
+def _pairs(
+    name: str, items: Iterable[Any], sampling: SamplingParams | Iterable[SamplingParams] | None
+) -> Iterator[tuple[Any, SamplingParams]]:
+    """Every item with its sampling parameters. Raises TypeError at once for arguments that are neither."""
+    if isinstance(items, Sequence) and items and isinstance(items[0], Mapping):
+        raise TypeError(f"{name}: expected a list of lists of messages; wrap one conversation in a list")
+    items = _iterable(name, items)
     if sampling is None or isinstance(sampling, SamplingParams):
-        yield from ((item, sampling or SamplingParams()) for item in items)
-        return
-    try:
-        yield from zip(items, sampling, strict=True)
-    except ValueError:
-        raise ValueError("sampling: expected one SamplingParams, or as many as there are prompts") from None
+        return zip(items, itertools.repeat(sampling or SamplingParams()))
+    if isinstance(sampling, (str, bytes, Mapping)) or not isinstance(sampling, Iterable):
+        raise TypeError(f"sampling: expected SamplingParams, or one for each prompt, not {sampling!r}")
+    return _each_its_own(iter(items), iter(sampling))
+
+
+def _each_its_own(items: Iterator[Any], sampling: Iterator[Any]) -> Iterator[tuple[Any, SamplingParams]]:
+    end = object()  # what the iterators themselves raise passes as it is
+    while True:
+        item, chosen = next(items, end), next(sampling, end)
+        if item is end and chosen is end:
+            return
+        if item is end or chosen is end:
+            raise ValueError("sampling: expected one SamplingParams, or as many as there are prompts")
+        if not isinstance(chosen, SamplingParams):
+            raise TypeError(f"sampling: expected a SamplingParams for each prompt, not {chosen!r}")
+        yield item, chosen
 
 
 def _use_compilation_cache(folder: str) -> None:

@@ -1,5 +1,6 @@
 """The library call on real checkpoints, against transformers' own answers."""
 
+import itertools
 import json
 
 import numpy as np
@@ -120,10 +121,61 @@ def test_prompts_that_cannot_be_served_keep_their_place(stories):
     assert [out.request_id for out in outs] == [str(i) for i in range(7)]
     with pytest.raises(RequestError, match="600"):
         stories.score([1] * 600)
-    with pytest.raises(TypeError, match="list"):
-        stories.generate("Once upon a time")
-    with pytest.raises(ValueError, match="sampling"):
-        list(stories.generate(["a", "b"], [SamplingParams()]))
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda llm: llm.generate("Once upon a time"), "prompts: expected a list"),
+        (lambda llm: llm.generate(None), "prompts: expected a list"),
+        (lambda llm: llm.generate({"prompt": "a"}), "prompts: expected a list"),
+        (lambda llm: llm.score(None), "prompts: expected a list"),
+        (lambda llm: llm.generate(["a"], {"temperature": 0}), "sampling: expected SamplingParams"),
+        (lambda llm: llm.generate(["a"], 5), "sampling: expected SamplingParams"),
+        (lambda llm: llm.generate(["a"], [None]), "sampling: expected a SamplingParams for each"),
+        (lambda llm: llm.chat([{"role": "user", "content": "a"}]), "wrap one conversation in a list"),
+        (lambda llm: llm.chat(None), "conversations: expected a list"),
+        (lambda llm: LLM(config="x"), "config: expected Settings"),
+        (lambda llm: LLM(config={}), "config: expected Settings"),
+    ],
+)
+def test_a_wrong_argument_is_named(stories, call, said):
+    with pytest.raises(TypeError, match=said):
+        list(call(stories))
+
+
+def test_errors_of_the_callers_own_iterators_pass_as_they_are(stories):
+    def prompts():
+        yield "a"
+        raise ValueError("line 2 is broken")
+
+    with pytest.raises(ValueError, match="line 2 is broken"):
+        list(stories.generate(prompts(), [SamplingParams(max_tokens=1)] * 2))
+    for one, other in [(["a", "b"], [SamplingParams()]), (["a"], [SamplingParams()] * 2)]:
+        with pytest.raises(ValueError, match="sampling: expected one"):
+            list(stories.generate(one, other))
+
+
+def test_half_a_character_and_an_empty_list(stories):
+    sampling = SamplingParams(temperature=0, max_tokens=2)
+    bad, good = stories.generate(["a\ud800b", "a"], sampling)
+    assert bad.error.code == "invalid_prompt" and "character 1" in bad.error.message
+    assert good.error is None
+    conversations = [[{"role": "user", "content": "a\udfff"}], ({"role": "user", "content": "a"},), ["a"], 5]
+    outs = list(stories.chat(iter(conversations), sampling))
+    codes = [out.error and out.error.code for out in outs]
+    assert codes == ["invalid_prompt", None, "invalid_messages", "invalid_messages"]
+    (single,) = stories.chat(iter([{"role": "user", "content": "a"}]), sampling)
+    assert "wrap" in single.error.message
+    assert stories.score([]) == [] and list(stories.generate([])) == []
+
+
+def test_prompts_that_cannot_be_served_do_not_make_it_read_on(stories):
+    read = itertools.count()
+    outs = stories.generate(None if next(read) else "a" for _ in itertools.count())
+    assert next(outs).error is None and next(outs).error.code == "invalid_prompt"
+    outs.close()
+    assert next(read) < 1000
 
 
 def test_a_folder_that_is_no_converted_model(tmp_path, shared_data):

@@ -39,19 +39,26 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with the special tokens that the model adds, such as a leading beginning-of-sequence."""
+        """Token ids with the special tokens that the model adds, such as a leading beginning-of-sequence.
+
+        Raises:
+          RequestError: the text holds half a character (a lone surrogate), which no UTF-8 can spell.
+        """
+        _check_text("prompt", text)
         return self._hf.encode(text, verbose=False)  # the engine says itself what is too long
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation up to where the assistant speaks next; the template adds all special tokens.
 
         Raises:
-          RequestError: the model has no chat template, or its template refuses these messages.
+          RequestError: the model has no chat template, or its template refuses these messages; or these are no
+            messages, or hold half a character.
         """
         if not self._hf.chat_template:
             raise RequestError(
                 "no_chat_template", "this model has no chat template; use prompts, not messages"
             )
+        _check_messages(messages)
         try:
             text = self._hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates raise what they like
@@ -59,6 +66,7 @@ class Tokenizer:
             raise RequestError(
                 "invalid_messages", f"messages: the model's chat template refuses them: {reason}"
             ) from error
+        _check_text("messages", text)
         return self._hf.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -146,6 +154,30 @@ def _load(folder: Path) -> Any:
     except Exception as error:  # the libraries underneath raise many kinds, bare Exception among them
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{folder}: its tokenizer cannot be read: {reason}") from error
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise RequestError(
+            "invalid_prompt",
+            f"{name}: {half!r} at character {error.start} is half a character; UTF-8 text is accepted",
+        ) from None
+
+
+def _check_messages(messages: Any) -> None:
+    if isinstance(messages, Mapping):
+        raise RequestError(
+            "invalid_messages",
+            "messages: one message where a list of them was expected; wrap one conversation in a list: [messages]",
+        )
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        raise RequestError(
+            "invalid_messages",
+            f"messages: expected a list of messages {{role, content}}, not {type(messages).__name__}",
+        )
 
 
 def _is_generic(folder: Path) -> bool:
