@@ -43,6 +43,8 @@ def parse_memory(value: float | str) -> float | int:
         if not match or match[2].lower() not in _UNITS:
             raise ValueError(value)
         value = int(float(match[1]) * _UNITS[match[2].lower()])
+    elif type(value) is int and value == 1:
+        return 1.0  # all of it; nobody means one byte
     if isinstance(value, float) and 0 < value <= 1:
         return value
     if isinstance(value, int) and value >= 2**16:
@@ -90,7 +92,7 @@ def _check(kind: type[Section], key: str, value: Any) -> None:
     elif value is None:
         return
     elif limits["choices"] and value not in limits["choices"]:
-        wanted = "one of " + ", ".join(map(str, limits["choices"]))
+        wanted = ("one of " if len(limits["choices"]) > 1 else "") + ", ".join(map(str, limits["choices"]))
     elif limits["check"] and (problem := limits["check"](value)):
         wanted = problem
     elif number and not _within(value, limits["low"], limits["high"]):

@@ -58,7 +58,7 @@ def test_override_values(text, value):
         ("cache.memory=lots", ["'lots'", "8GiB"]),
         ("batch.flush_seconds=nan", ["nan", "between 0 and"]),
         ("batch.sync_seconds=inf", ["inf", "between 0 and"]),
-        ("sparsity.token_budget=512", ["512", "one of 0"]),
+        ("sparsity.token_budget=512", ["512", "must be 0"]),
         ("offload.slots=1", ["offload", "no keys so far"]),
         ("engine=4", ["section.key=value"]),
         ("max_seqs", ["section.key=value"]),
@@ -108,6 +108,12 @@ def test_construction_is_checked_too():
 def test_memory_forms():
     assert parse_memory("8GiB") == 8 * 2**30 and parse_memory("500 MB") == 500 * 10**6
     assert parse_memory(0.25) == 0.25 and parse_memory(2**30) == 2**30
+    share = parse_memory(1)  # as TOML and --set spell it
+    assert share == 1 and isinstance(share, float)
+    assert load_config(None, ["cache.memory=1"]).cache.memory == 1
+    for wrong in ("1", 2, 0, 1.5, True):
+        with pytest.raises(ConfigError, match=r"cache\.memory"):
+            CacheSettings(memory=wrong)
 
 
 def test_fingerprint_follows_only_settings_that_change_answers():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from jaxinfer.batch.extras import check_paths, journal_path, write_extras
+from jaxinfer.batch.extras import check_paths, export_output, journal_path, write_extras
 from jaxinfer.batch.interruption import Interrupted, Interruption
 from jaxinfer.batch.journal import Journal, OutputFile
 from jaxinfer.batch.progress import reporter
@@ -24,7 +24,8 @@ from jaxinfer.errors import JaxInferError, JournalError
 ALL_ANSWERED, SOME_ERRORS, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 _EPILOG = """exit status: 0 all rows answered; 1 finished, some rows are errors; 2 wrong usage, config or model;
-130 interrupted or out of disk space: the same command goes on where it stopped"""
+130 interrupted or out of disk space: the same command goes on where it stopped. A file of --errors, --metrics or
+--report that cannot be written is a warning"""
 _MAX_NOTICES = 50
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None, *, load_model: Callable[[Settings], 
         except Interrupted:
             _say(console, "interrupted before the first row; nothing was written")
             return INTERRUPTED
-        except (JaxInferError, MemoryError) as error:
+        except Exception as error:  # whatever it is, exit status 1 would say that the run is finished
             _say(console, f"jaxinfer-batch: {fatal_message(error)}")
             return FAILED
 
@@ -91,13 +92,27 @@ class _Command:
         with contextlib.nullcontext() if quiet else reporter(self.tally, self.console):
             failure = self._finish(run, journal)
         if failure is None:
-            status = SOME_ERRORS if self.tally.all_errors else ALL_ANSWERED
+            status = self._export()
         else:
             status = self._explain(failure, journal)
         if not quiet:
             _say(self.console, self.tally.summary())
-        write_extras(self.options, run, self.tally, status)
+        for path, reason in write_extras(self.options, run, self.tally, status):
+            _say(self.console, f"jaxinfer-batch: {path} was not written: {fatal_message(reason)}")
         return status
+
+    def _export(self) -> int:
+        """The status of a run that answered every row."""
+        try:
+            export_output(self.options)
+        except Exception as error:
+            _say(self.console, f"jaxinfer-batch: {fatal_message(error)}")
+            _say(
+                self.console,
+                f"all rows are safe in {self.options.journal}; the same command goes on from there",
+            )
+            return FAILED
+        return SOME_ERRORS if self.tally.all_errors else ALL_ANSWERED
 
     def _finish(self, run: BatchRun, journal: Journal) -> BaseException | None:
         """Runs to the end or to what stops it; either way the journal is closed whole."""

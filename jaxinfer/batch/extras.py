@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from jaxinfer.batch import parquet
 from jaxinfer.batch.kept import is_error_row
@@ -17,24 +17,54 @@ from jaxinfer.batch.tally import Tally
 from jaxinfer.errors import JournalError
 
 
-def write_extras(options: argparse.Namespace, run: BatchRun, tally: Tally, status: int) -> None:
-    """Raises JournalError for a file that cannot be written; the output itself is safe by then."""
-    metrics = run.engine_metrics()
-    if options.metrics:
-        numbers = tally.metrics() | {"exit_status": status}
-        numbers |= {f"engine_{name}": value for name, value in metrics.items()}
-        _write_file(options.metrics, [json.dumps(numbers, indent=2).encode() + b"\n"])
-    if options.journal != options.output and status in (0, 1):
+def export_output(options: argparse.Namespace) -> None:
+    """Writes an output that rows cannot be appended to from the file beside it.
+
+    Raises:
+      JournalError: it cannot be written; the rows are safe in the file beside it.
+    """
+    if options.journal != options.output:
         with open(options.journal, "rb") as rows:
             parquet.export(rows, options.output)
-    if options.errors:
-        with open(options.journal, "rb") as rows:
-            _write_file(options.errors, filter(is_error_row, rows))
-    if options.report:
-        page = render(
-            output=options.output, model=run.model_name, tally=tally, history=run.history, metrics=metrics
-        )
-        _write_file(options.report, [page.encode()])
+
+
+def write_extras(
+    options: argparse.Namespace, run: BatchRun, tally: Tally, status: int
+) -> Iterator[tuple[str, Exception]]:
+    """Yields the path and the reason of every file that cannot be written; the rows are in the output by then."""
+    writers = {
+        options.metrics: lambda: _write_metrics(options.metrics, run, tally, status),
+        options.errors: lambda: _write_errors(options.errors, options.journal),
+        options.report: lambda: _write_report(options, run, tally),
+    }
+    for path, write in writers.items():
+        try:
+            if path:
+                write()
+        except Exception as error:  # no fault in a file beside the output may hide what became of the rows
+            yield path, error
+
+
+def _write_metrics(path: str, run: BatchRun, tally: Tally, status: int) -> None:
+    numbers = tally.metrics() | {"exit_status": status}
+    numbers |= {f"engine_{name}": value for name, value in run.engine_metrics().items()}
+    _write_file(path, [json.dumps(numbers, indent=2).encode() + b"\n"])
+
+
+def _write_errors(path: str, journal: str) -> None:
+    with open(journal, "rb") as rows:
+        _write_file(path, filter(is_error_row, rows))
+
+
+def _write_report(options: argparse.Namespace, run: BatchRun, tally: Tally) -> None:
+    page = render(
+        output=options.output,
+        model=run.model_name,
+        tally=tally,
+        history=run.history,
+        metrics=run.engine_metrics(),
+    )
+    _write_file(options.report, [page.encode()])
 
 
 def journal_path(output: str, *, overwrite: bool) -> str:

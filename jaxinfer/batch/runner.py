@@ -233,4 +233,5 @@ def fatal_message(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "the machine is out of memory; lower cache.memory, engine.max_seqs or batch.reorder_bytes"
-    return f"internal error: {type(error).__name__}: {error}"
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"internal error: {type(error).__name__}: {first}"

@@ -256,3 +256,26 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert (
         peaks[1] - peaks[0] < 12 * 1024
     )  # KiB: 38,000 rows of 16-byte digests, and what the allocator rounds up
+
+
+def test_a_model_that_fails_to_load_exits_2_with_one_line(tmp_path, capsys):
+    source = write_rows(tmp_path / "in.jsonl", [completion("a")])
+
+    def load(settings):
+        raise RuntimeError("INTERNAL: no device\nwith a long explanation")
+
+    assert main(["-i", str(source), "-o", str(tmp_path / "out")], load_model=load) == 2
+    said = capsys.readouterr().err
+    assert said == "jaxinfer-batch: internal error: RuntimeError: INTERNAL: no device\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rows, status", [(["a"], 0), (["a", "bad"], 1)])
+def test_a_file_beside_the_output_that_cannot_be_written_keeps_the_status(tmp_path, capsys, rows, status):
+    source = write_rows(tmp_path / "in.jsonl", [b"bad" if r == "bad" else completion(r) for r in rows])
+    (tmp_path / "metrics").mkdir()
+    extras = ["--metrics", tmp_path / "metrics", "--errors", tmp_path / "errors"]
+    assert run("-i", source, "-o", tmp_path / "out", "--quiet", *extras) == status
+    said = capsys.readouterr().err
+    assert "metrics was not written" in said and said.count("\n") == 1
+    assert len((tmp_path / "errors").read_bytes().splitlines()) == status
