@@ -111,7 +111,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             )
         parts = tuple(_part(part) for part in data["parts"])
         return Manifest(config=from_json(data["config"]), sources=dict(data["sources"]), parts=parts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: is corrupt: {type(error).__name__}: {error}") from error
 
 

@@ -21,7 +21,7 @@ def from_json(values: Mapping[str, Any]) -> ModelConfig:
     """The reverse of `to_json`.
 
     Raises:
-      ModelError: a field that is unknown, missing or of the wrong type.
+      ModelError: a field that is unknown, missing, of the wrong type or impossible.
     """
     return _read(ModelConfig, values, "jaxinfer.json: model")
 

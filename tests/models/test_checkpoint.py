@@ -99,6 +99,9 @@ def test_folders_that_are_no_converted_models(tmp_path):
         load_model(FAMILIES / "llama3")
 
 
+MOE = {"experts": 2, "experts_per_token": 2, "width": 8}
+
+
 def edit(folder, change):
     path = folder / "jaxinfer.json"
     data = json.loads(path.read_text())
@@ -122,6 +125,20 @@ def edit(folder, change):
         (lambda d: d["parts"][0]["pieces"][0].update(leaf="what"), "does not match its own config: what@"),
         (lambda d: d["parts"][0].update(name="00009"), "00009: is incomplete: 0 bytes of"),
         (lambda d: d["parts"][0].update(crc32=1), "a part of the model is corrupt"),
+        (lambda d: d["config"].update(layers=0), "layers = 0"),
+        (lambda d: d["config"].update(layers=10**12), r"layers = 10{12}"),
+        (lambda d: d["config"].update(kv_heads=0), "kv_heads = 0"),
+        (lambda d: d["config"].update(heads=5, kv_heads=2), r"kv_heads = 2 .*divisor of heads \(5\)"),
+        (lambda d: d["config"].update(vocab_size=-1), "vocab_size = -1"),
+        (lambda d: d["config"].update(windows=[0]), "windows = "),
+        (lambda d: d["config"].update(moe=None), "moe = None"),
+        (lambda d: d["config"].update(eos_ids=[10**6]), "eos_ids = "),
+        (lambda d: d["config"]["rope"].update(dim=3), "dim = 3 .*even"),
+        (lambda d: d["config"]["rope"].update(dim=1000), r"dim = 1000 .*head_dim"),
+        (lambda d: d["config"]["rope"].update(kind="longrope", original_context=4), "short_factor = "),
+        (lambda d: d["config"].update(moe=dict(MOE, experts_per_token=3)), "experts_per_token = 3"),
+        (lambda d: d["config"].update(moe=dict(MOE, experts=0)), "experts = 0"),
+        (lambda d: d["config"].update(norm_eps=float("nan")), "norm_eps = nan"),
     ],
 )
 def test_manifests_that_lie(folder, change, message):
@@ -131,9 +148,10 @@ def test_manifests_that_lie(folder, change, message):
 
 
 def test_a_manifest_that_is_cut_off(folder):
-    (folder / "jaxinfer.json").write_text("{")
-    with pytest.raises(ModelError, match="is corrupt"):
-        read_manifest(folder)
+    for text in ("{", "[" * 100_000, '{"format":' * 100_000):
+        (folder / "jaxinfer.json").write_text(text)
+        with pytest.raises(ModelError, match="is corrupt"):
+            read_manifest(folder)
 
 
 def test_a_flipped_bit_is_found(folder):
