@@ -10,6 +10,7 @@ from convert.reader import SourceTensor
 from jaxinfer.errors import ModelError
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.tensors import TensorSpec, ignored
+from jaxinfer.models.tokenizer import Tokenizer, has_tokenizer
 
 STORABLE = ("float32", "bfloat16", "float16", "float64")
 NAMED = 8  # problems of one kind that a message lists
@@ -62,8 +63,28 @@ def check_vocabulary(source: Path, config: ModelConfig) -> None:
         # Unigram tokenizers list [token, score] pairs in the order of their ids; the others map tokens to ids.
         ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
         size = 1 + max((*ids, *(token["id"] for token in added)), default=-1)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: is not a tokenizer file: {type(error).__name__}: {error}") from error
+    _check_size(source, size, config)
+
+
+def check_tokenizer(source: Path, converted: Path, config: ModelConfig) -> None:
+    """The tokenizer as it will be loaded from the converted folder, of whatever kind it is; none is accepted too.
+
+    Raises:
+      ModelError: it cannot be loaded, or is larger than the embedding.
+    """
+    if not has_tokenizer(converted):
+        return
+    try:
+        tokenizer = Tokenizer(converted)
+    except ModelError as error:
+        reason = str(error).removeprefix(f"{converted}: ")
+        raise ModelError(f"{source}: {reason}; mend its tokenizer files, or remove them") from error
+    _check_size(source, tokenizer.vocab_size, config)
+
+
+def _check_size(source: Path, size: int, config: ModelConfig) -> None:
     if size > config.vocab_size:
         raise ModelError(
             f"{source}: the tokenizer has {size} tokens, the embedding only {config.vocab_size} rows (vocab_size)"

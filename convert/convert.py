@@ -16,7 +16,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from convert.check import check_tensors, check_vocabulary
+from convert.check import check_tensors, check_tokenizer, check_vocabulary
 from convert.output import new_folder
 from convert.reader import INDEX, SourceFolder
 from convert.writer import PartWriter, part_size, pieces
@@ -78,6 +78,9 @@ def convert(
     check_vocabulary(source, config)
     total = sum(math.prod(shape) for shape in shapes.values()) * _numpy_dtype(kept).itemsize
     with new_folder(out, total, overwrite) as building, _hashing(source, folder.files) as hashes:
+        for path in carried_files(source):
+            shutil.copyfile(path, building / path.name)
+        check_tokenizer(source, building, config)
         writer = PartWriter(building / PARAMS, part_size(max(t.nbytes for t in folder.tensors.values())))
         done = 0
         for spec in specs:
@@ -88,8 +91,6 @@ def convert(
                 done += block.nbytes
                 progress(done, total)
         writer.save()
-        for path in carried_files(source):
-            shutil.copyfile(path, building / path.name)
         sources = {name: future.result() for name, future in hashes.items()}
         manifest = Manifest(config=config, sources=sources, parts=tuple(writer.parts))
         (building / MANIFEST).write_text(json.dumps(manifest.to_json()))
@@ -118,7 +119,7 @@ def carried_files(source: Path) -> list[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path}: holds {type(data).__name__}, not an object")

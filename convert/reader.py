@@ -117,7 +117,7 @@ def read_header(path: Path) -> dict[str, SourceTensor]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: its safetensors header is corrupt: {error}") from error
     _check_layout(path, tensors, 8 + length, size)
     return tensors
@@ -172,7 +172,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
         raise ModelError(f"{folder}: has neither {SINGLE} nor {INDEX}{found}")
     try:
         weight_map = dict(json.loads(path.read_bytes())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: is not a safetensors index: {error}") from error
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:

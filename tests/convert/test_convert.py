@@ -16,7 +16,8 @@ from convert.convert import convert
 from jaxinfer.errors import ModelError
 from jaxinfer.models.checkpoint import load_model, read_manifest
 
-TOKENIZER = {"model": {"vocab": {"a": 0, "b": 63}}, "added_tokens": []}
+TOKENIZER = {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 63}, "unk_token": "a"}, "added_tokens": []}
+NESTED = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.fixture
@@ -88,9 +89,13 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
     [
         ("config.json", json.dumps(CONFIG | {"model_type": "wonder"}), "'wonder'; accepted: llama"),
         ("config.json", "{", "cannot be read as JSON"),
+        ("config.json", NESTED, "cannot be read as JSON"),
         ("config.json", "[]", "holds list, not an object"),
         ("generation_config.json", "nothing", "cannot be read as JSON"),
         ("tokenizer.json", "{}", "is not a tokenizer file"),
+        ("tokenizer.json", NESTED, "is not a tokenizer file"),
+        ("tokenizer.json", json.dumps({"model": {"vocab": {}}}), "source: its tokenizer cannot be read"),
+        ("tokenizer.model", "nonsense", "source: its tokenizer cannot be read"),
         ("model.safetensors", "", "truncated"),
     ],
 )
@@ -112,6 +117,23 @@ def test_folders_that_make_no_sense(tmp_path, source, file, text, message):
 def test_a_tokenizer_larger_than_the_embedding(tmp_path, source, tokenizer):
     (source / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match="tokenizer has 65 tokens, the embedding only 64 rows"):
+        convert(source, tmp_path / "out")
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_found_before_anything_is_written(tmp_path, source):
+    (source / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    for broken in ("{", "[]", NESTED, json.dumps({"tokenizer_class": "WonderTokenizer", "auto_map": 5})):
+        (source / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(ModelError, match="source: its tokenizer cannot be read"):
+            convert(source, tmp_path / "out", progress=lambda done, total: pytest.fail("it was written"))
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+    added = {"added_tokens_decoder": {"64": {"content": "<x>", "special": True}}}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "extra_special_tokens": [f"<{i}>" for i in range(63)],
+    }
+    (source / "tokenizer_config.json").write_text(json.dumps(config | added))
+    with pytest.raises(ModelError, match="the embedding only 64 rows"):
         convert(source, tmp_path / "out")
 
 

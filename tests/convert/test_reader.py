@@ -18,6 +18,16 @@ DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int64, np.i
 SMALL = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float16)})
 
 
+def test_headers_and_indices_nested_too_deeply(tmp_path):
+    nested = b"[" * 100_000 + b"]" * 100_000
+    (tmp_path / "model.safetensors.index.json").write_bytes(nested)
+    with pytest.raises(ModelError, match="is not a safetensors index"):
+        SourceFolder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(len(nested).to_bytes(8, "little") + nested)
+    with pytest.raises(ModelError, match="header is corrupt"):
+        SourceFolder(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 def test_values_are_those_written(tmp_path, dtype):
     written = {"x": (np.arange(60) % 7).reshape(3, 4, 5).astype(dtype), "scalar": np.ones((), dtype)}
