@@ -50,6 +50,23 @@ def test_parquet_gives_the_answers_of_json_lines(tmp_path, struct):
     assert read_parquet(out) == ours
 
 
+def test_a_parquet_output_that_cannot_be_written_is_a_failure_that_can_be_mended(tmp_path, capsys):
+    source, out = write_rows(tmp_path / "in.jsonl", [completion("a")]), tmp_path / "out.parquet"
+
+    class Blocker(FakeLLM):
+        def _complete(self, request):
+            out.mkdir()
+            return super()._complete(request)
+
+    assert run("-i", source, "-o", out, "--quiet", model=Blocker()) == 2
+    said = capsys.readouterr().err
+    assert "out.parquet: cannot write" in said and "all rows are safe in" in said
+    out.rmdir()
+    again = FakeLLM()
+    assert run("-i", source, "-o", out, "--quiet", model=again) == 0 and again.served == []
+    assert [row["custom_id"] for row in read_parquet(out)] == ["a"]
+
+
 def test_bad_bodies_are_error_rows(tmp_path):
     rows = [completion("a"), completion("b"), completion("c"), completion("d")]
     table = [
