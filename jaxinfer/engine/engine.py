@@ -20,7 +20,7 @@ from jaxinfer.engine.planner import Chunk, Planner, StepPlan, TokensNeeded
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.engine.stopping import TextTokenizer
-from jaxinfer.errors import EngineError, RequestError
+from jaxinfer.errors import ENGINE_FAILURE, EngineError, RequestError
 from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
@@ -244,4 +244,4 @@ class Engine:
 
 def _failure(request: Request, error: Exception) -> RequestError:
     logger.error("request %s failed", request.id, exc_info=error)
-    return RequestError("engine_failure", f"{type(error).__name__}: {error}")
+    return RequestError(ENGINE_FAILURE, f"{type(error).__name__}: {error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxinfer.core import Request
 from jaxinfer.engine.memory import MemoryPlan
-from jaxinfer.errors import RequestError
+from jaxinfer.errors import KV_POOL_EXCEEDED, RequestError
 from jaxinfer.models.config import ModelConfig
 
 
@@ -37,7 +37,7 @@ def token_limit(request: Request, config: ModelConfig, memory: MemoryPlan, has_t
     if limit > memory.pool_tokens:
         asked = f"the context of {limit} tokens, filled for want of max_tokens," if filled else asked
         raise RequestError(
-            "kv_pool_exceeded",
+            KV_POOL_EXCEEDED,
             f"{asked} are more than the {memory.pool_tokens} tokens of the KV pool",
         )
     return limit
