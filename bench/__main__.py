@@ -11,7 +11,6 @@ from bench.result import Result
 BENCHES = {
     "engine": "tokens/s, steps, compilations, padding and host share of the engine, on this machine's own limits",
     "peers": "the same batch through jaxinfer and through transformers, side by side",
-    "convert-memory": "peak memory of converting a synthetic multi-GB checkpoint",
 }
 
 
