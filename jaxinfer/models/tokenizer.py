@@ -67,7 +67,7 @@ class Tokenizer:
                 "invalid_messages", f"messages: the model's chat template refuses them: {reason}"
             ) from error
         _check_text("messages", text)
-        return self._hf.encode(text, add_special_tokens=False)
+        return self._hf.encode(text, add_special_tokens=False, verbose=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of a whole sequence, without special tokens."""

@@ -136,6 +136,22 @@ def test_chat_renders_the_template_with_one_beginning(tokenizer):
     assert "".join(stream(tokenizer, ids)[0]).strip().endswith("hello[a]")
 
 
+def test_long_texts_are_not_warned_about(tmp_path):
+    """The engine says itself which rows are too long; transformers would print the first of them only."""
+    code = (
+        "import sys; from jaxinfer.models.tokenizer import Tokenizer\n"
+        "tokenizer = Tokenizer(sys.argv[1])\n"
+        "print(len(tokenizer.encode('x' * 100)), len(tokenizer.chat([{'role': 'user', 'content': 'x' * 100}])))\n"
+        "print('now:', file=sys.stderr)\n"
+        "tokenizer._hf.encode('x' * 100)"
+    )
+    byte_level(tmp_path, chat_template=TEMPLATE, model_max_length=10)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True)
+    assert all(int(count) > 100 for count in done.stdout.split())
+    assert done.stderr.startswith("now:\n")
+    assert "longer than the specified maximum" in done.stderr  # asked plainly, transformers does warn
+
+
 def test_chat_says_what_is_wrong(tmp_path):
     with pytest.raises(RequestError, match="no chat template") as caught:
         byte_level(tmp_path).chat([{"role": "user", "content": "hello"}])
