@@ -25,6 +25,7 @@ from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.rotary import prefix_namespace
+from jaxinfer.schedule import Demand, DemandModel
 
 logger = logging.getLogger("jaxinfer")
 
@@ -44,6 +45,7 @@ class Engine:
         self.memory = MemoryPlan.make(config, settings)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
         self.device = Device(config, model, settings, self.memory)
+        self.demand = DemandModel(config, self.memory.dtype)
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence, OpenRequest] = {}
         self._finished: deque[Completion] = deque()
@@ -194,9 +196,17 @@ class Engine:
         metrics.steps += call.plan.steps
         metrics.computed_tokens += call.real
         metrics.padding_tokens += call.padded - call.real
+        metrics.count(self._demand_of(call.plan))
         metrics.peak_pages = max(metrics.peak_pages, self.cache.used)
+        metrics.pages, metrics.pages_in_use = self.cache.capacity, self.cache.held
+        metrics.pages_kept = self.cache.used - self.cache.held
+        metrics.running = len(self.planner.running)
         metrics.preemptions = self.planner.preemptions
         metrics.compilations = self.device.compilations
+
+    def _demand_of(self, plan: StepPlan) -> Demand:
+        spans = [chunk.span for chunk in plan.decodes + plan.prefills]
+        return self.demand.step(spans) if plan.prefills else self.demand.decode(spans)
 
     def _collect(self, call: InFlight) -> None:
         """Read a call's tokens and advance its sequences."""

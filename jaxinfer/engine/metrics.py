@@ -1,13 +1,17 @@
-"""What the engine counts while it runs."""
+"""What the engine counts while it runs, and what it last looked like."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from jaxinfer.schedule import Demand
+
+_LEVELS = {"peak_pages", "pages", "pages_in_use", "pages_kept", "running"}
+
 
 @dataclass
 class Metrics:
-    """Plain counters, all from the start of the engine.
+    """Plain counters from the start of the engine, and gauges: what is so at the latest call.
 
     Attributes:
       steps: forward passes (a call of several decode steps counts each).
@@ -17,7 +21,14 @@ class Metrics:
       generated_tokens: tokens of answers.
       computed_tokens: tokens that went through the model.
       padding_tokens: padding that went through it beside them.
-      peak_pages: most KV pages in use at once.
+      flops: operations that the calls asked for, as `schedule.DemandModel` counts them; padding asks for none.
+      bytes: weights, keys and values that the calls had to move.
+      kv_bytes: keys and values among them.
+      peak_pages: most KV pages taken at once, kept prefixes among them.
+      pages: gauge, KV pages of the pool.
+      pages_in_use: gauge, those that running sequences hold.
+      pages_kept: gauge, those that hold prefixes for requests to come.
+      running: gauge, sequences that run.
       preemptions: sequences that had to give back their pages and start again.
       shrinks: times that the device ran out of memory and steps were made smaller.
       compilations: programs compiled (or taken from the persistent cache) for new shapes.
@@ -35,7 +46,14 @@ class Metrics:
     generated_tokens: int = 0
     computed_tokens: int = 0
     padding_tokens: int = 0
+    flops: int = 0
+    bytes: int = 0
+    kv_bytes: int = 0
     peak_pages: int = 0
+    pages: int = 0
+    pages_in_use: int = 0
+    pages_kept: int = 0
+    running: int = 0
     preemptions: int = 0
     shrinks: int = 0
     compilations: int = 0
@@ -45,13 +63,17 @@ class Metrics:
     update_seconds: float = 0.0
     run_seconds: float = 0.0
 
+    def count(self, demand: Demand) -> None:
+        self.flops += demand.flops
+        self.bytes += demand.bytes
+        self.kv_bytes += demand.kv_bytes
+
     def as_dict(self) -> dict[str, float]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def since(self, before: Metrics) -> Metrics:
-        """The counts between `before`, a copy made earlier, and now; peak_pages stays a peak."""
-        names = [field.name for field in fields(self) if field.name != "peak_pages"]
+        """The counts between `before`, a copy made earlier, and now; peaks and gauges are those of now."""
+        now, then = self.as_dict(), before.as_dict()
         return Metrics(
-            peak_pages=self.peak_pages,
-            **{name: getattr(self, name) - getattr(before, name) for name in names},
+            **{name: value if name in _LEVELS else value - then[name] for name, value in now.items()}
         )

@@ -13,6 +13,7 @@ from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.kvcache.prefix import Node
 from jaxinfer.models.config import RopeConfig
 from jaxinfer.models.rotary import prefix_namespace, restarts_at
+from jaxinfer.schedule import Span
 
 LOOKAHEAD = 256  # waiting sequences that one step considers for admission
 
@@ -31,6 +32,11 @@ class Chunk:
     count: int
     decodes: bool = False
     samples: bool = True
+
+    @property
+    def span(self) -> Span:
+        every = self.decodes or self.sequence.request.score
+        return Span(self.start, self.count, self.count if every else int(self.samples))
 
 
 @dataclass

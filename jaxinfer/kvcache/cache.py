@@ -30,6 +30,15 @@ class PageCache:
         return self.allocator.capacity - self.allocator.free
 
     @property
+    def capacity(self) -> int:
+        return self.allocator.capacity
+
+    @property
+    def held(self) -> int:
+        """Pages that sequences own; the other used ones are idle prefixes, kept for requests to come."""
+        return self.used - self._idle
+
+    @property
     def available(self) -> int:
         """Pages that are free or held by the tree alone (an upper bound: an unused page may sit above a used one)."""
         return self.allocator.free + self._idle
