@@ -136,11 +136,7 @@ class _Command:
         else:
             traceback.print_exception(failure, file=sys.stderr)
             _say(self.console, f"jaxinfer-batch: {fatal_message(failure)}")
-        without = " without --overwrite" if self.options.overwrite else ""
-        _say(
-            self.console,
-            f"finished rows are safe in {journal.path}; the same command{without} goes on from there",
-        )
+        _say(self.console, journal.outcome.words(overwrite=self.options.overwrite))
         return INTERRUPTED if isinstance(failure, (Interrupted, JournalError)) else FAILED
 
     def _notice_ignored(self, name: str) -> None:

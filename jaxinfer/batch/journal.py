@@ -13,6 +13,7 @@ import time
 from typing import IO
 
 from jaxinfer.batch.kept import Kept, key_of, read_kept
+from jaxinfer.batch.outcome import Outcome, Place, find
 from jaxinfer.errors import JournalError
 
 _MAX_PENDING = 8 << 20  # bytes; beyond it the caller itself writes, so that a slow disk holds the run back
@@ -66,7 +67,13 @@ class OutputFile:
         except OSError as error:
             raise JournalError(f"{self.path}: cannot write this output: {error.strerror}") from None
         assert self._file is not None
-        return Journal(self._file, self.path, flush_seconds=flush_seconds, sync_seconds=sync_seconds)
+        return Journal(
+            self._file,
+            self.path,
+            rows=len(self.kept.keys),
+            flush_seconds=flush_seconds,
+            sync_seconds=sync_seconds,
+        )
 
     def _repair(self) -> None:
         assert self._file is not None
@@ -87,19 +94,23 @@ class OutputFile:
 class Journal:
     """Appends rows: they reach the operating system every `flush_seconds` and the disk every `sync_seconds`.
 
-    Attributes:
-      rows: given to `append` so far.
+    Args:
+      rows: that the file holds already.
 
     Raises:
       JournalError: from `append` or `close`, after the disk filled up, the reader went away, or the file was removed.
         What was written stays whole rows.
     """
 
-    def __init__(self, file: IO[bytes], path: str, *, flush_seconds: float, sync_seconds: float):
+    def __init__(
+        self, file: IO[bytes], path: str, *, rows: int = 0, flush_seconds: float, sync_seconds: float
+    ):
         self.path = path
-        self.rows = 0
         self._file = file
         self._regular = path != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        self._place = Place(path)
+        self._written = self._synced = rows
+        self._sync_failed = False
         self._end = file.seek(0, os.SEEK_END) if self._regular else 0
         self._flush_seconds, self._sync_seconds = flush_seconds, sync_seconds
         self._pending: list[bytes] = []
@@ -118,7 +129,6 @@ class Journal:
             self._pending.append(line)
             self._pending_bytes += len(line)
             full = self._pending_bytes > _MAX_PENDING
-        self.rows += 1
         if full or not self._flush_seconds:
             self.flush()
 
@@ -126,9 +136,11 @@ class Journal:
         """Hands everything to the operating system."""
         with self._write_lock:
             with self._pending_lock:
-                lines, self._pending, self._pending_bytes = self._pending, [], 0
-            if lines and not self._failure:
-                self._write(b"".join(lines))
+                # Joined before it is let go: there may be no memory for it.
+                data, rows = b"".join(self._pending), len(self._pending)
+                self._pending, self._pending_bytes = [], 0
+            if rows and not self._failure:
+                self._write(data, rows)
         if self._failure:
             raise self._failure
 
@@ -137,24 +149,34 @@ class Journal:
         self._closing.set()
         self._thread.join()
         try:
-            self.flush()
+            with contextlib.suppress(JournalError):  # raised below, once what was written before is synced
+                self.flush()
             self._sync()
             if self._failure:
                 raise self._failure
         finally:
+            if self._regular:
+                self._place = find(self._file.fileno(), self.path)
             self._file.close()
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the output holds, once closed."""
+        unsure = self._written - self._synced if self._sync_failed else 0
+        return Outcome(self.path, self._regular, self._place, self._written, unsure)
 
     def _work(self) -> None:
         while not self._closing.wait(self._flush_seconds or self._sync_seconds or 1.0):
-            with contextlib.suppress(JournalError):  # the next append raises it
+            with contextlib.suppress(JournalError, MemoryError):  # the next append raises it, or tries again
                 self.flush()
                 if time.monotonic() - self._last_sync >= self._sync_seconds:
                     self._sync()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, rows: int) -> None:
         try:
             _write_all(self._file.fileno(), data)
             self._end += len(data)
+            self._written += rows
         except OSError as error:
             if self._regular:
                 # Rows of this piece that got through whole are lost too: they are done again, and nothing is torn.
@@ -164,22 +186,28 @@ class Journal:
 
     def _sync(self) -> None:
         self._last_sync = time.monotonic()
-        if not self._regular or self._failure:
+        if not self._regular or self._sync_failed:
             return
+        rows = self._written
         try:
             os.fsync(self._file.fileno())
-            held, named = os.fstat(self._file.fileno()), os.stat(self.path)
-            if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
-                raise FileNotFoundError(errno.ENOENT, "the file was replaced while the run was writing it")
+            self._synced = rows
         except OSError as error:
+            self._sync_failed = True
             self._fail(error)
+        else:
+            place = find(self._file.fileno(), self.path)
+            if place.path != self.path:
+                what = "removed" if place.removed else "moved"
+                self._failure = JournalError(f"{self.path}: was {what} while the run was writing it")
 
     def _fail(self, error: OSError) -> None:
+        if self._failure:
+            return
         reason = {
             errno.ENOSPC: "the disk is full; make room",
             errno.EDQUOT: "the disk quota is used up; make room",
             errno.EPIPE: "the reader of this pipe has gone",
-            errno.ENOENT: "the file or its folder was removed or replaced while the run was writing it",
         }.get(error.errno or 0, str(error.strerror or error))
         self._failure = JournalError(f"{self.path}: cannot write: {reason}")
 

@@ -215,21 +215,6 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, room):
     assert len(by_id(out)) == 200 and len(model.served) == 200 - kept
 
 
-def test_a_removed_folder_is_noticed(tmp_path, capsys):
-    source = write_rows(tmp_path / "in.jsonl", [completion("a")])
-    folder = tmp_path / "folder"
-    folder.mkdir()
-
-    class Remover(FakeLLM):
-        def _complete(self, request):
-            (folder / "out").unlink()
-            folder.rmdir()
-            return super()._complete(request)
-
-    assert run("-i", source, "-o", folder / "out", *FIXED, model=Remover()) == 130
-    assert "removed" in capsys.readouterr().err
-
-
 def test_an_engine_that_fails_leaves_what_is_finished(tmp_path, capsys):
     source = write_rows(tmp_path / "in.jsonl", [completion(f"r{i}") for i in range(50)])
     for failure, said in [
