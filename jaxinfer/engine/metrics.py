@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from jaxinfer.schedule import Demand
 
@@ -73,7 +74,8 @@ class Metrics:
 
     def since(self, before: Metrics) -> Metrics:
         """The counts between `before`, a copy made earlier, and now; peaks and gauges are those of now."""
-        now, then = self.as_dict(), before.as_dict()
+        now: dict[str, Any] = self.as_dict()
+        then = before.as_dict()
         return Metrics(
             **{name: value if name in _LEVELS else value - then[name] for name, value in now.items()}
         )

@@ -20,11 +20,11 @@ from jaxinfer.models.layers import MoE
 
 
 class Span(NamedTuple):
-    """`count` consecutive tokens of a sequence from position `start` on; the last `logits` of them are followed by a
+    """Consecutive `tokens` of a sequence from position `start` on; the last `logits` of them are followed by a
     look at the vocabulary."""
 
     start: int
-    count: int
+    tokens: int
     logits: int = 1
 
 
@@ -97,7 +97,7 @@ class DemandModel:
     def step(self, spans: Iterable[Span]) -> Demand:
         """One forward pass over all tokens of `spans`, one span for each row."""
         spans = list(spans)
-        tokens = sum(span.count for span in spans)
+        tokens = sum(span.tokens for span in spans)
         logits = sum(span.logits for span in spans)
         pairs = keys = 0
         for window, layers in self._windows:
@@ -111,13 +111,13 @@ class DemandModel:
         """As many forward passes as the longest span has tokens; pass i takes the token i of every span that has one,
         and its logits."""
         spans = list(spans)
-        tokens = sum(span.count for span in spans)
+        tokens = sum(span.tokens for span in spans)
         pairs = keys = 0
         for window, layers in self._windows:
             seen = sum(_pairs(start, count, window) for start, count, _ in spans)
             pairs += layers * seen
             keys += layers * (tokens + seen)
-        ends = sorted(span.count for span in spans)
+        ends = sorted(span.tokens for span in spans)
         weights = done = 0
         for place, end in enumerate(ends):
             rows = len(ends) - place

@@ -72,7 +72,7 @@ def counted(config: ModelConfig, dtype: str, spans: list[Span]) -> Demand:
 def weights_read(config: ModelConfig, spans: list[Span]) -> int:
     """From the arrays of a model that exists."""
     model = init(config, jax.random.key(0), jnp.float32)
-    tokens = sum(span.count for span in spans)
+    tokens = sum(span.tokens for span in spans)
     read = tokens * config.hidden_size
     for run in model.runs:
         for leaf in jax.tree.leaves(run):
