@@ -25,7 +25,7 @@ from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.rotary import prefix_namespace
-from jaxinfer.schedule import Demand, DemandModel
+from jaxinfer.schedule.demand import Demand, DemandModel
 
 logger = logging.getLogger("jaxinfer")
 
@@ -88,7 +88,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request. One that can never be served finishes at once, with its error."""
         try:
-            limit = token_limit(request, self.config, self.memory, self.tokenizer is not None)
+            limit = self.token_limit(request)
         except RequestError as error:
             usage = Usage(prompt_tokens=len(request.prompt_ids))
             self._finished.append(Completion(request_id=request.id, usage=usage, error=error))
@@ -104,6 +104,10 @@ class Engine:
         for sequence in opened.sequences:
             self._open[sequence] = opened
             self.planner.waiting.append(sequence)
+
+    def token_limit(self, request: Request) -> int:
+        """Most tokens of its prompt and one answer. Raises RequestError if it can never be served."""
+        return token_limit(request, self.config, self.memory, self.tokenizer is not None)
 
     def step(self) -> None:
         """Plan and launch the next call, then read the one before it. Out of device memory, do less at once from here.
@@ -195,6 +199,7 @@ class Engine:
         metrics.calls += 1
         metrics.steps += call.plan.steps
         metrics.computed_tokens += call.real
+        metrics.prefill_tokens += sum(chunk.count for chunk in call.plan.prefills)
         metrics.padding_tokens += call.padded - call.real
         metrics.count(self._demand_of(call.plan))
         metrics.peak_pages = max(metrics.peak_pages, self.cache.used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from jaxinfer.schedule import Demand
+from jaxinfer.schedule.demand import Demand
 
 _LEVELS = {"peak_pages", "pages", "pages_in_use", "pages_kept", "running"}
 
@@ -21,6 +21,7 @@ class Metrics:
       cached_tokens: those of them whose keys were found in the cache.
       generated_tokens: tokens of answers.
       computed_tokens: tokens that went through the model.
+      prefill_tokens: those of them that were known before, such as a prompt's; the others were sampled one step before.
       padding_tokens: padding that went through it beside them.
       flops: operations that the calls asked for, as `schedule.DemandModel` counts them; padding asks for none.
       bytes: weights, keys and values that the calls had to move.
@@ -46,6 +47,7 @@ class Metrics:
     cached_tokens: int = 0
     generated_tokens: int = 0
     computed_tokens: int = 0
+    prefill_tokens: int = 0
     padding_tokens: int = 0
     flops: int = 0
     bytes: int = 0

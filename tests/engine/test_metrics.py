@@ -5,7 +5,7 @@ import copy
 import pytest
 from helpers import LLAMA, MIXTRAL, answers, make_engine, request
 
-from jaxinfer.schedule import DemandModel, Span
+from jaxinfer.schedule.demand import DemandModel, Span
 
 
 @pytest.mark.parametrize("config", [LLAMA, MIXTRAL], ids=lambda config: config.family)
@@ -20,6 +20,8 @@ def test_operations_are_those_of_every_token_at_its_place(config, cut):
     assert [len(out[f"r{p}"].choices[0].token_ids) for p, d in lengths] == [d for _, d in lengths]
     model = DemandModel(config, "float32")
     assert engine.metrics.flops == sum(model.step([Span(0, p + d - 1, d)]).flops for p, d in lengths)
+    assert engine.metrics.prefill_tokens == sum(p for p, _ in lengths)
+    assert engine.metrics.computed_tokens == sum(p + d - 1 for p, d in lengths)
 
 
 def test_bytes_of_one_row_are_those_of_its_steps():
