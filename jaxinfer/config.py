@@ -109,11 +109,12 @@ class ScheduleSettings(Section):
     """In which order requests are admitted.
 
     Attributes:
-      policy: "fcfs" admits them as they come.
+      policy: "fcfs" admits them as they come; "dfs" in depth-first order of the prefix tree, so that prompts with a
+        common prefix follow each other and a small pool finds it again.
     """
 
     section: ClassVar[str] = "schedule"
-    policy: str = setting("fcfs", choices=("fcfs",))
+    policy: str = setting("fcfs", choices=("fcfs", "dfs"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,7 @@ class BatchSettings(Section):
         that waits for an earlier one is not yet safe: after a kill it is done again.
       max_line_bytes: longest input line; a longer one becomes an error row without being held in memory.
       reorder_bytes: memory for rows that wait for an earlier one under "input" order; the rest waits on disk.
+      spool: folder for the tokenized requests while they wait; empty is the output's folder.
       flush_seconds: finished rows reach the operating system this often.
       sync_seconds: and the disk itself (fsync) this often.
       created: fixed Unix time for the `created` field of answers; None is the time of writing.
@@ -134,6 +136,7 @@ class BatchSettings(Section):
     order: str = setting("completion", choices=("completion", "input"))
     max_line_bytes: int = setting(64 * 2**20, low=1024, high=2**31)
     reorder_bytes: int = setting(64 * 2**20, low=0)
+    spool: str = setting("")
     flush_seconds: float = setting(0.2, low=0, high=3600)
     sync_seconds: float = setting(5.0, low=0, high=3600)
     created: int | None = setting(None, low=0)

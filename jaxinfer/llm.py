@@ -109,6 +109,14 @@ class LLM:
         """
         return self.engine.run(requests)
 
+    def token_limit(self, request: Request) -> int:
+        """Most tokens of the prompt and one answer.
+
+        Raises:
+          RequestError: the request can never be served, with the reason that its completion would give.
+        """
+        return self.engine.token_limit(request)
+
     def warm_up(self) -> None:
         """Compile everything now rather than when it is first needed."""
         self.engine.warm_up()

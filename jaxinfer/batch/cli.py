@@ -15,8 +15,10 @@ from jaxinfer.batch.extras import check_paths, export_output, journal_path, writ
 from jaxinfer.batch.interruption import Interrupted, Interruption
 from jaxinfer.batch.journal import Journal, OutputFile
 from jaxinfer.batch.progress import reporter
-from jaxinfer.batch.runner import BatchRun, Engine, fatal_message
+from jaxinfer.batch.runner import BatchRun, fatal_message
 from jaxinfer.batch.source import Source
+from jaxinfer.batch.spool import SpoolError, spool_folder
+from jaxinfer.batch.survey import Engine
 from jaxinfer.batch.tally import Tally
 from jaxinfer.config import Settings, load_config
 from jaxinfer.errors import JaxInferError, JournalError
@@ -38,6 +40,9 @@ def main(argv: Sequence[str] | None = None, *, load_model: Callable[[Settings], 
             return _Command(options, console, interruption).run(load_model or _load_model)
         except Interrupted:
             _say(console, "interrupted before the first row; nothing was written")
+            return INTERRUPTED
+        except SpoolError as error:
+            _say(console, f"jaxinfer-batch: {error}; nothing was written")
             return INTERRUPTED
         except Exception as error:  # whatever it is, exit status 1 would say that the run is finished
             _say(console, f"jaxinfer-batch: {fatal_message(error)}")
@@ -63,18 +68,19 @@ class _Command:
         source = Source(self.options.input, max_line_bytes=self.settings.batch.max_line_bytes)
         self.options.journal = journal_path(self.options.output, overwrite=self.options.overwrite)
         output = OutputFile(self.options.journal, overwrite=self.options.overwrite)
+        self.tally.size = source.size
         try:
             if self.settings.batch.order == "input":
                 output.keep_up_to_retried()
             with self.interruption.exposed():
                 run = self._prepare(load_model(self.settings), source)
-                run.check_kept(output.kept, output.path)
+                with self._progress():
+                    run.survey(output.kept, output.path)
             batch = self.settings.batch
             journal = output.start(flush_seconds=batch.flush_seconds, sync_seconds=batch.sync_seconds)
         except BaseException:
             output.close()
             raise
-        self.tally.size = source.size
         return self._answer(run, journal)
 
     def _prepare(self, engine: Engine, source: Source) -> BatchRun:
@@ -85,17 +91,20 @@ class _Command:
             tally=self.tally,
             interruption=self.interruption,
             ignored=self._notice_ignored,
+            spool=spool_folder(self.options.journal),
         )
 
+    def _progress(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self.options.quiet else reporter(self.tally, self.console)
+
     def _answer(self, run: BatchRun, journal: Journal) -> int:
-        quiet = self.options.quiet
-        with contextlib.nullcontext() if quiet else reporter(self.tally, self.console):
+        with self._progress():
             failure = self._finish(run, journal)
         if failure is None:
             status = self._export()
         else:
             status = self._explain(failure, journal)
-        if not quiet:
+        if not self.options.quiet:
             _say(self.console, self.tally.summary())
         for path, reason in write_extras(self.options, run, self.tally, status):
             _say(self.console, f"jaxinfer-batch: {path} was not written: {fatal_message(reason)}")

@@ -12,7 +12,6 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from jaxinfer.batch.tally import Tally
@@ -61,7 +60,7 @@ class Lines(_Periodic):
 
 
 class Bar(_Periodic):
-    """A bar over the rows of the input, or an endless one for a pipe."""
+    """A bar over the input while it is read, then over the work; an endless one while a pipe is read."""
 
     period = 0.25
 
@@ -72,12 +71,11 @@ class Bar(_Periodic):
             TaskProgressColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             console=console,
             auto_refresh=False,
             transient=True,
         )
-        self._task = self._progress.add_task("", total=None if tally.size is None else 1.0)
+        self._task = self._progress.add_task("", total=None)
 
     def __enter__(self):
         self._progress.start()
@@ -88,18 +86,32 @@ class Bar(_Periodic):
         self._progress.stop()
 
     def _show(self) -> None:
+        share = self._tally.share
+        total = None if share is None else 1.0
         self._progress.update(
-            self._task, completed=self._tally.share or 0.0, description=state(self._tally), refresh=True
+            self._task, total=total, completed=share or 0.0, description=state(self._tally), refresh=True
         )
 
 
 def state(tally: Tally) -> str:
+    """What a run is doing, in one line."""
+    if tally.estimate is None:
+        return f"reading: {tally.read:,} rows"
     prompt_rate, generated_rate = tally.rates()
     errors = f", {count:,} errors" if (count := tally.all_errors.total()) else ""
+    left = "" if (seconds := tally.seconds_left) is None else f", about {duration(seconds)} left"
     return (
         f"{tally.rows:,} rows{errors}, {prompt_rate:,.0f} tokens/s in ({tally.cached_share:.0%} cached), "
-        f"{generated_rate:,.0f} out"
+        f"{generated_rate:,.0f} out{left}"
     )
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: "45 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def reporter(tally: Tally, console: Console) -> Reporter:

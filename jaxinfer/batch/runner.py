@@ -1,58 +1,40 @@
-"""One batch run: lines -> rows -> requests -> engine -> output rows -> journal."""
+"""One batch run: lines -> rows -> requests on disk -> plan -> engine -> output rows -> journal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from jaxinfer.batch.history import History
-from jaxinfer.batch.identity import DigestSet, Identified, Identifier, run_fingerprint
+from jaxinfer.batch.identity import run_fingerprint
 from jaxinfer.batch.interruption import Interruption
 from jaxinfer.batch.journal import Journal
 from jaxinfer.batch.kept import Kept
-from jaxinfer.batch.output import Answerer, NumberedTokens, error_row, refused_row
+from jaxinfer.batch.output import Answerer, NumberedTokens, error_row
 from jaxinfer.batch.reorder import InputOrder
-from jaxinfer.batch.rows import Row, row_error
-from jaxinfer.batch.source import Line, Source
+from jaxinfer.batch.rows import row_error
+from jaxinfer.batch.source import Source
+from jaxinfer.batch.spool import Refused, Spool, Ticket
+from jaxinfer.batch.survey import Engine, Survey
 from jaxinfer.batch.tally import Tally
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request
 from jaxinfer.errors import ENGINE_FAILURE, JaxInferError, JournalError, RequestError
-
-
-class Engine(Protocol):
-    """What a run needs of `jaxinfer.LLM`."""
-
-    tokenizer: Any
-    model_name: str
-    model_fingerprint: str
-
-    def stream(self, requests: Iterable[Request]) -> Iterator[Completion]: ...
-    def metrics(self) -> dict[str, float]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    """What is remembered of a request until its completion comes."""
-
-    key: bytes
-    place: int
-    url: str
-    line: Line  # without its bytes
+from jaxinfer.schedule.estimate import Estimate
+from jaxinfer.schedule.workload import POLICIES, Sharing
 
 
 class BatchRun:
-    """Answers every row of a source into a journal.
+    """Answers every row of a source into a journal: `survey` reads all rows first, `run` serves them in planned order.
 
     Attributes:
       history: what a report draws.
 
     Args:
-      ignored: hears the name of every field of a row that has no effect, as often as it comes.
+      spool: folder for what waits on disk; None is the system's for temporary files.
+      ignored: hears the name of every field of a row that has no effect.
     """
 
     def __init__(
@@ -64,42 +46,53 @@ class BatchRun:
         tally: Tally,
         interruption: Interruption,
         ignored: Callable[[str], None],
+        spool: str | None = None,
     ):
         self._engine, self._source, self._settings = engine, source, settings
         self._tally, self._interruption, self._ignored = tally, interruption, ignored
         self._fingerprint = run_fingerprint(engine.model_fingerprint, settings.answers_fingerprint)
         self._answerer = Answerer(engine.model_name, self._fingerprint, engine.tokenizer or NumberedTokens())
         self.history = History()
-        self._in_flight: dict[str, _InFlight] = {}
-        self._done = DigestSet()
-        self._places = 0
+        self._spool = Spool(settings.batch.spool or spool)
+        self._order = np.zeros(0, np.int64)
+        self._in_flight: dict[str, Ticket] = {}
         self._put: Callable[[int, bytes], None] = lambda place, line: None
 
-    def check_kept(self, kept: Kept, path: str) -> None:
-        """Raises JournalError unless every kept row answers a row of this input with this model and these settings.
+    def survey(self, kept: Kept, output: str) -> None:
+        """Reads, checks, tokenizes and spills every row that the output does not hold yet, and plans their order.
 
-        Reads the input only as far as the kept rows reach.
+        Raises:
+          JournalError: `kept` has rows that answer no row of this input with this model and these settings.
+          SpoolError: the disk cannot hold the requests.
         """
+        started = time.monotonic()
         mine = self._answerer.system_fingerprint
         if kept.system_fingerprint not in (None, mine):
             raise JournalError(
-                f"{path}: was written with another model or other settings ({kept.system_fingerprint}, "
+                f"{output}: was written with another model or other settings ({kept.system_fingerprint}, "
                 f"now {mine}); choose another output, or --overwrite"
             )
-        missing = len(kept.keys)
-        if missing:
-            self._source.make_rereadable()
-            for identified in self._identified(lambda name: None):
-                missing -= identified.key in kept.keys
-                if not missing:
-                    break
-        if missing:
+        survey = Survey(self._engine, self._spool, self._tally, self._ignored)
+        survey.read(self._source, self._fingerprint, kept.keys)
+        if missing := len(kept.keys) - self._tally.kept:
             raise JournalError(
-                f"{path}: {missing} of its {len(kept.keys)} rows answer no row of this input with this model; "
+                f"{output}: {missing} of its {len(kept.keys)} rows answer no row of this input with this model; "
                 "choose another output, or --overwrite"
             )
-        self._done = kept.keys
         self._tally.kept_errors = kept.errors
+        self._plan()
+        self._tally.survey_seconds = time.monotonic() - started
+
+    def _plan(self) -> None:
+        workload, cache = self._spool.workload(), self._settings.cache
+        sharing = Sharing.of(workload, cache.page_size) if cache.prefix_sharing else Sharing.none(workload)
+        self._order = POLICIES[self._settings.schedule.policy](sharing)
+        self._tally.plan(Estimate(workload, sharing), self._computed_tokens())
+
+    def _computed_tokens(self) -> Callable[[], float]:
+        """Tokens that went through the model in this run."""
+        before = self._engine.metrics().get("computed_tokens", 0)
+        return lambda: self._engine.metrics().get("computed_tokens", 0) - before
 
     def run(self, journal: Journal) -> None:
         """Returns when every row has its line in the journal.
@@ -109,7 +102,7 @@ class BatchRun:
           JaxInferError: the engine or the journal cannot go on.
         """
         self._put = self._writer(journal)
-        self._tally.started = time.monotonic()  # loading the model is no part of the rates
+        self._tally.started = time.monotonic()  # loading and reading are no part of the rates
         self.history = History()
         self._sample()
         stream = iter(self._engine.stream(self._requests()))
@@ -122,11 +115,11 @@ class BatchRun:
         finally:
             if close := getattr(stream, "close", None):
                 close()
-        for name, flight in list(self._in_flight.items()):
+            self._spool.close()
+        for name, ticket in list(self._in_flight.items()):
             error = RequestError(ENGINE_FAILURE, "the engine returned no answer")
-            self._finish_error(name, flight, error)
+            self._finish_error(name, ticket, error)
         self._sample()
-        self._tally.position = self._source.size or 0
 
     @property
     def model_name(self) -> str:
@@ -144,81 +137,45 @@ class BatchRun:
             return lambda place, line: journal.append(line)
         return InputOrder(journal.append, memory_bytes=self._settings.batch.reorder_bytes).put
 
-    def _identified(self, ignored: Callable[[str], None]) -> Iterator[Identified]:
-        identifier = Identifier(self._fingerprint, ignored)
-        return map(identifier.identify, self._source)
-
     def _requests(self) -> Iterator[Request]:
-        """Requests of all rows that are not done yet; rows in error go straight to the journal."""
-        for key, row in ((each.key, each.row) for each in self._identified(self._ignored)):
-            self._tally.position = self._source.position
-            self._tally.read += 1
-            if key in self._done:
-                self._tally.kept += 1
-                continue
-            place, self._places = self._places, self._places + 1
-            encoded = self._encode(row) if isinstance(row, Row) else row
-            if isinstance(encoded, Request):
-                assert isinstance(row, Row)
-                line = row.line._replace(raw=b"")
-                self._in_flight[encoded.id] = _InFlight(key, place, row.url, line)
-                yield encoded
+        """Requests in planned order; rows in error go straight to the journal."""
+        for index in self._order:
+            row = self._spool.read(int(index))
+            if isinstance(row, Refused):
+                self._write_refused(row)
             else:
-                self._write_refused(place, key, encoded)
+                request, ticket = row
+                self._in_flight[request.id] = ticket
+                yield request
 
-    def _encode(self, row: Row):
-        """The request, or a RowError if the prompt cannot be put into tokens."""
-        if row.model and row.model != self._engine.model_name:
-            self._ignored(f"model {row.model!r}")
-        prompt, tokenizer = row.prompt, self._engine.tokenizer
-        try:
-            if prompt.ids is not None:
-                ids = prompt.ids
-            elif tokenizer is None:
-                raise RequestError(
-                    "no_tokenizer", "this model has no tokenizer; give the prompt as token ids"
-                )
-            elif prompt.messages is not None:
-                ids = tokenizer.chat(prompt.messages)
-            else:
-                ids = tokenizer.encode(prompt.text)
-        except RequestError as error:
-            return row_error(row.line, row.custom_id, error)
-        except (
-            Exception
-        ) as error:  # a chat template is a program of the model's author and may raise anything
-            name = "messages" if row.is_chat else "prompt"
-            return row_error(row.line, row.custom_id, RequestError("invalid_prompt", f"{name}: {error}"))
-        return Request(id=row.custom_id, prompt_ids=np.asarray(ids, np.int32), sampling=row.sampling)
-
-    def _write_refused(self, place: int, key: bytes, error) -> None:
+    def _write_refused(self, row: Refused) -> None:
         with self._interruption.shielded():
-            self._put(place, refused_row(key, error))
-            self._tally.errors[error.code] += 1
+            self._put(row.place, row.line)
+            self._tally.errors[row.code] += 1
 
     def _finish(self, completion: Completion) -> None:
-        flight = self._in_flight[completion.request_id]
+        ticket = self._in_flight[completion.request_id]
         if completion.error is not None:
-            self._finish_error(completion.request_id, flight, completion.error)
+            self._finish_error(completion.request_id, ticket, completion.error)
             return
         try:
-            line = self._answerer.row(flight.key, flight.url, completion, created=self._now())
+            line = self._answerer.row(ticket.key, ticket.url, completion, created=self._now())
         except (ValueError, TypeError, IndexError, KeyError, RequestError) as error:
             wrong = RequestError(ENGINE_FAILURE, f"the answer cannot be written: {error}")
-            self._finish_error(completion.request_id, flight, wrong)
+            self._finish_error(completion.request_id, ticket, wrong)
             return
         with self._interruption.shielded():
             del self._in_flight[completion.request_id]
-            self._put(flight.place, line)
-            self._tally.answer(completion.usage)
+            self._put(ticket.place, line)
+            self._tally.answer(completion.usage, ticket.limit)
             self.history.lengths(completion.usage.prompt_tokens, completion.usage.completion_tokens)
 
-    def _finish_error(self, name: str, flight: _InFlight, error: RequestError) -> None:
-        refused = row_error(flight.line, name, error)
+    def _finish_error(self, name: str, ticket: Ticket, error: RequestError) -> None:
+        refused = row_error(ticket.line, name, error)
         with self._interruption.shielded():
             del self._in_flight[name]
             self._put(
-                flight.place, error_row(flight.key, name, refused.code, refused.message, flight.line.number)
+                ticket.place, error_row(ticket.key, name, refused.code, refused.message, ticket.line.number)
             )
             self._tally.errors[refused.code] += 1
 

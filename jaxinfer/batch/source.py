@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import stat
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
@@ -43,7 +41,7 @@ class Line(NamedTuple):
 
 
 class Source:
-    """The lines of several inputs in turn; it can be read again from the start after `make_rereadable`.
+    """The lines of several inputs in turn.
 
     Raises:
       InputError: from the constructor, if an input cannot be opened.
@@ -53,7 +51,6 @@ class Source:
         self.paths = tuple(paths)
         self.max_line_bytes = max_line_bytes
         self._stdin = stdin
-        self._spools: dict[int, IO[bytes]] = {}
         self._sizes = [_check(path) for path in self.paths]
         self._finished_bytes = 0
         self._open: IO[bytes] | None = None
@@ -71,17 +68,6 @@ class Source:
         """Bytes read so far, for a progress bar."""
         return self._finished_bytes + (self._open.tell() if self._open and not self._open.closed else 0)
 
-    def make_rereadable(self) -> None:
-        """Copies pipes to unnamed temporary files, so that a resumed run can compare the input with the output first."""
-        for index, size in enumerate(self._sizes):
-            if size is None and index not in self._spools:
-                spool = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the source
-                with self._stored(index) as pipe:
-                    shutil.copyfileobj(pipe, spool, _BUFFER)
-                spool.flush()
-                self._spools[index] = spool
-                self._sizes[index] = spool.tell()
-
     def __iter__(self) -> Iterator[Line]:
         self._finished_bytes = 0
         for index, path in enumerate(self.paths):
@@ -89,10 +75,6 @@ class Source:
             self._finished_bytes += self._sizes[index] or 0
 
     def _stored(self, index: int) -> IO[bytes]:
-        if index in self._spools:
-            spool = os.dup(self._spools[index].fileno())
-            os.lseek(spool, 0, os.SEEK_SET)
-            return open(spool, "rb", buffering=_BUFFER)
         if self.paths[index] == "-":
             return self._stdin or open(os.dup(sys.stdin.fileno()), "rb", buffering=_BUFFER)
         return open(self.paths[index], "rb", buffering=_BUFFER)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jaxinfer.core import Usage
+from jaxinfer.schedule.estimate import Estimate
 
 
 @dataclass(slots=True)
@@ -19,6 +21,9 @@ class Tally:
       kept_errors: errors by code among the kept rows.
       read: rows read so far, finished or not.
       position, size: bytes of the input read so far, and in all (None if unknown).
+      survey_seconds: time for reading and planning the whole input.
+      estimate: of the planned work; None while the input is still being read.
+      started: when answering began.
     """
 
     kept: int = 0
@@ -31,10 +36,20 @@ class Tally:
     read: int = 0
     position: int = 0
     size: int | None = None
+    survey_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    estimate: Estimate | None = None
+    _computed: Callable[[], float] = lambda: 0.0
 
-    def answer(self, usage: Usage) -> None:
+    def plan(self, estimate: Estimate, computed: Callable[[], float]) -> None:
+        """From here on progress is told by work: `computed` gives the tokens that went through the model so far."""
+        self.estimate, self._computed = estimate, computed
+
+    def answer(self, usage: Usage, limit: int) -> None:
+        """Count an answered row that could have had `limit` tokens."""
         self.answered += 1
+        if self.estimate is not None:
+            self.estimate.finish(limit, usage.completion_tokens)
         self.prompt_tokens += usage.prompt_tokens
         self.cached_tokens += usage.cached_tokens
         self.generated_tokens += usage.completion_tokens
@@ -49,10 +64,19 @@ class Tally:
 
     @property
     def share(self) -> float | None:
-        """Finished part of all rows, whose number follows from the bytes read; None for an input of unknown size."""
-        if self.size is None:
-            return None
-        return self.rows / self.read * (self.position / self.size) if self.read and self.size else 0.0
+        """Finished part of the reading, or once the batch is planned of the work; None for an input of unknown size."""
+        if self.estimate is not None:
+            return 1.0 if self.answered + self.errors.total() >= self.estimate.rows else self._work_share()
+        return None if self.size is None else self.position / self.size if self.size else 1.0
+
+    def _work_share(self) -> float:
+        assert self.estimate is not None
+        return min(self.estimate.share(self._computed()), 0.999)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the plan's own estimate; None before there is one."""
+        return None if self.estimate is None else self.estimate.seconds_left(self._computed(), self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -91,6 +115,7 @@ class Tally:
             "answered": self.answered,
             "errors": self.all_errors.total(),
             "seconds": self.seconds,
+            "survey_seconds": self.survey_seconds,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "cached_share": self.cached_share,

@@ -13,7 +13,7 @@ from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.kvcache.prefix import Node
 from jaxinfer.models.config import RopeConfig
 from jaxinfer.models.rotary import prefix_namespace, restarts_at
-from jaxinfer.schedule import Span
+from jaxinfer.schedule.demand import Span
 
 LOOKAHEAD = 256  # waiting sequences that one step considers for admission
 

@@ -1,5 +1,1 @@
-"""Planning by resource demand: what work asks of the machine, counted from the model's shapes."""
-
-from jaxinfer.schedule.demand import Demand, DemandModel, Span
-
-__all__ = ["Demand", "DemandModel", "Span"]
+"""What a whole batch demands and shares, how much of it is left, and the order in which it is served."""

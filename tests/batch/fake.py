@@ -45,6 +45,7 @@ class FakeLLM:
         self.model_fingerprint = fingerprint
         self.window, self.delay, self.limit, self.fail_after = window, delay, limit, fail_after
         self.served = []
+        self.computed_tokens = 0
         self.closed = False
 
     def stream(self, requests):
@@ -68,13 +69,16 @@ class FakeLLM:
         finally:
             self.closed = True
 
+    def token_limit(self, request):
+        prompt = len(request.prompt_ids)
+        if prompt > self.limit:
+            raise RequestError(
+                "prompt_too_long", f"the prompt has {prompt} tokens; the limit is {self.limit}"
+            )
+        return prompt + min(request.sampling.max_tokens or prompt, prompt)
+
     def _complete(self, request):
         prompt = [int(token) for token in request.prompt_ids]
-        if len(prompt) > self.limit:
-            error = RequestError(
-                "prompt_too_long", f"the prompt has {len(prompt)} tokens; the limit is {self.limit}"
-            )
-            return Completion(request_id=request.id, error=error)
         params = request.sampling
         ids = tuple(token for token in reversed(prompt) if token)
         reason = FinishReason.STOP
@@ -91,10 +95,11 @@ class FakeLLM:
             for i in range(params.n)
         )
         usage = Usage(len(prompt), len(ids) * params.n, len(prompt) // 2)
+        self.computed_tokens += len(prompt) + len(ids) * params.n
         return Completion(request_id=request.id, choices=choices, usage=usage)
 
     def metrics(self):
-        return {"steps": len(self.served), "compilations": 0}
+        return {"steps": len(self.served), "compilations": 0, "computed_tokens": self.computed_tokens}
 
 
 def _logprobs(ids, params):

@@ -309,10 +309,11 @@ def test_a_signal_ends_a_long_step_and_a_wait_for_input(tmp_path):
     assert process.wait(10) == 130
     process.stderr.close()
     process = start("-", tmp_path / "out2", stdin=subprocess.PIPE)
-    wait_for_rows(tmp_path / "out2", 0)
+    process.stdin.write(b"\n" * (1 << 20))  # more than a pipe holds, so it is reading once this returns
+    process.stdin.flush()
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 130
-    process.communicate()
+    assert b"nothing was written" in process.communicate()[1] and not (tmp_path / "out2").exists()
 
 
 def test_a_closed_pipe(tmp_path):

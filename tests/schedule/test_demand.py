@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxinfer.models import MoEConfig, RopeConfig, init
 from jaxinfer.models.config import ModelConfig
-from jaxinfer.schedule import Demand, DemandModel, Span
+from jaxinfer.schedule.demand import Demand, DemandModel, Span
 
 LLAMA = ModelConfig(
     family="llama",

@@ -1,0 +1,93 @@
+"""The first pass over a batch: every row is read, checked, put into tokens and left on disk for its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxinfer.batch.identity import DigestSet, Identifier
+from jaxinfer.batch.output import refused_row
+from jaxinfer.batch.rows import Row, RowError, row_error
+from jaxinfer.batch.source import Source
+from jaxinfer.batch.spool import Spool, Ticket
+from jaxinfer.batch.tally import Tally
+from jaxinfer.core import Completion, Request
+from jaxinfer.errors import RequestError
+
+
+class Engine(Protocol):
+    """What a run needs of `jaxinfer.LLM`. Its metrics count `computed_tokens`, from which the time left is told."""
+
+    tokenizer: Any
+    model_name: str
+    model_fingerprint: str
+
+    def token_limit(self, request: Request) -> int: ...
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Completion]: ...
+    def metrics(self) -> dict[str, float]: ...
+
+
+class Survey:
+    """Puts the rows of a source that are still to be done into a spool.
+
+    Args:
+      ignored: hears the name of every field of a row that has no effect, as often as it comes.
+    """
+
+    def __init__(self, engine: Engine, spool: Spool, tally: Tally, ignored: Callable[[str], None]):
+        self._engine, self._spool, self._tally, self._ignored = engine, spool, tally, ignored
+
+    def read(self, source: Source, fingerprint: bytes, done: DigestSet) -> None:
+        """Reads all of `source`; the tally counts its rows, and as kept those in `done`.
+
+        Args:
+          fingerprint: of the run, part of every row's key.
+
+        Raises:
+          SpoolError: the disk cannot hold the rows.
+        """
+        identifier = Identifier(fingerprint, self._ignored)
+        for each in map(identifier.identify, source):
+            self._tally.read += 1
+            self._tally.position = source.position
+            if each.key in done:
+                self._tally.kept += 1
+            else:
+                self._spill(each.key, each.row)
+
+    def _spill(self, key: bytes, row: Row | RowError) -> None:
+        place = len(self._spool)
+        if isinstance(row, Row):
+            try:
+                request = Request(id=row.custom_id, prompt_ids=self._encode(row), sampling=row.sampling)
+                answer = self._engine.token_limit(request) - len(request.prompt_ids)
+                self._spool.add(request, Ticket(key, place, row.url, row.line, answer * row.sampling.n))
+                return
+            except RequestError as error:
+                row = row_error(row.line, row.custom_id, error)
+        self._spool.add_refused(place, row.code, refused_row(key, row))
+
+    def _encode(self, row: Row) -> np.ndarray:
+        """int32 [prompt tokens]. Raises RequestError if the prompt cannot be put into tokens."""
+        if row.model and row.model != self._engine.model_name:
+            self._ignored(f"model {row.model!r}")
+        prompt, tokenizer = row.prompt, self._engine.tokenizer
+        if prompt.ids is not None:
+            return np.asarray(prompt.ids, np.int32)
+        if tokenizer is None:
+            raise RequestError("no_tokenizer", "this model has no tokenizer; give the prompt as token ids")
+        try:
+            text = (
+                tokenizer.encode(prompt.text) if prompt.messages is None else tokenizer.chat(prompt.messages)
+            )
+        except RequestError:
+            raise
+        except (
+            Exception
+        ) as error:  # a chat template is a program of the model's author and may raise anything
+            name = "messages" if row.is_chat else "prompt"
+            raise RequestError("invalid_prompt", f"{name}: {error}") from None
+        return np.asarray(text, np.int32)
