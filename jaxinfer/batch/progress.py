@@ -6,13 +6,7 @@ import threading
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from jaxinfer.batch.tally import Tally
 
@@ -67,10 +61,9 @@ class Bar(_Periodic):
     def __init__(self, tally: Tally, console: Console):
         super().__init__(tally, console)
         self._progress = Progress(
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             TaskProgressColumn(),
             TextColumn("{task.description}"),
-            TimeElapsedColumn(),
             console=console,
             auto_refresh=False,
             transient=True,
@@ -99,9 +92,9 @@ def state(tally: Tally) -> str:
         return f"reading: {tally.read:,} rows"
     prompt_rate, generated_rate = tally.rates()
     errors = f", {count:,} errors" if (count := tally.all_errors.total()) else ""
-    left = "" if (seconds := tally.seconds_left) is None else f", about {duration(seconds)} left"
+    left = "" if (seconds := tally.seconds_left) is None else f", {duration(seconds)} left"
     return (
-        f"{tally.rows:,} rows{errors}, {prompt_rate:,.0f} tokens/s in ({tally.cached_share:.0%} cached), "
+        f"{tally.rows:,} rows{errors}, tokens/s {prompt_rate:,.0f} in ({tally.cached_share:.0%} cached) "
         f"{generated_rate:,.0f} out{left}"
     )
 

@@ -57,7 +57,7 @@ def test_share_is_whole_only_when_every_row_is_done():
     [
         (lambda: reading(1000), ["reading: 40 rows", "25%"]),
         (lambda: reading(None), ["reading: 40 rows"]),
-        (halfway, ["20 rows", "5 errors", "25% cached", "50%", "about 6"]),
+        (halfway, ["20 rows", "5 errors", "25% cached", "50%", " 6"]),
     ],
 )
 def test_bar_on_a_terminal_and_lines_elsewhere(terminal, kind, make, said):
