@@ -1,0 +1,1 @@
+"""Batch files to try: `python -m examples.make KIND`."""
