@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"
+_AGAIN_SECONDS = 0.05
 
 
 class Interrupted(BaseException):
@@ -24,15 +25,20 @@ class Interruption:
         self.requested = False
         self._exposed = False
         self._previous: dict[int, object] = {}
+        self._report = sys.unraisablehook
 
     def __enter__(self) -> Interruption:
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
+        self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: self.check())
+        self._report, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *_) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        sys.unraisablehook = self._report
 
     @contextlib.contextmanager
     def exposed(self) -> Iterator[None]:
@@ -65,3 +71,11 @@ class Interruption:
             os._exit(130)
         self.requested = True
         self.check()
+
+    def _unraisable(self, what) -> None:
+        """Interrupted came up inside a destructor or a callback of the garbage collector, which Python lets nothing
+        leave: raise it again a moment later."""
+        if isinstance(what.exc_value, Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        else:
+            self._report(what)
