@@ -108,8 +108,8 @@ class BatchRun:
         stream = iter(self._engine.stream(self._requests()))
         try:
             for completion in stream:
-                self._finish(completion)
-                self._interruption.check()
+                with self._interruption.shielded():
+                    self._finish(completion)
                 if self.history.due():
                     self._sample()
         finally:
@@ -164,11 +164,10 @@ class BatchRun:
             wrong = RequestError(ENGINE_FAILURE, f"the answer cannot be written: {error}")
             self._finish_error(completion.request_id, ticket, wrong)
             return
-        with self._interruption.shielded():
-            del self._in_flight[completion.request_id]
-            self._put(ticket.place, line)
-            self._tally.answer(completion.usage, ticket.limit)
-            self.history.lengths(completion.usage.prompt_tokens, completion.usage.completion_tokens)
+        del self._in_flight[completion.request_id]
+        self._put(ticket.place, line)
+        self._tally.answer(completion.usage, ticket.limit)
+        self.history.lengths(completion.usage.prompt_tokens, completion.usage.completion_tokens)
 
     def _finish_error(self, name: str, ticket: Ticket, error: RequestError) -> None:
         refused = row_error(ticket.line, name, error)
