@@ -102,13 +102,15 @@ def memory(history: History) -> list[Card]:
         )
     ]
     if history.knows("engine_pages"):
-        pool = max(value for _, value in history.level("engine_pages"))
+        pool = max((value for _, value in history.level("engine_pages")), default=0)
         pages = [
             ("running sequences", history.level("engine_pages_in_use")),
             ("prefixes kept for later", history.level("engine_pages_kept")),
         ]
         limit = ("pool", pool) if pool else None
-        note = f"Of {pool:,.0f} in the pool; a kept prefix makes room when a sequence needs it."
+        note = "A kept prefix makes room when a sequence needs it." + (
+            f" The pool has {pool:,.0f}." if pool else ""
+        )
         cards.append(Card("KV pages in use", note, areas(pages, Axis(unit="pages", whole=True, limit=limit))))
     return cards
 

@@ -41,9 +41,9 @@ class Engine:
         self.config = config
         self.settings = settings
         self.tokenizer = tokenizer
-        self.metrics = Metrics()
         self.memory = MemoryPlan.make(config, settings)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
+        self.metrics = Metrics(pages=self.cache.capacity)
         self.device = Device(config, model, settings, self.memory)
         self.demand = DemandModel(config, self.memory.dtype)
         self._in_flight: deque[InFlight] = deque()
@@ -152,6 +152,7 @@ class Engine:
         """Start everything that runs again in smaller steps. What the failed call was given may be lost with it."""
         reason = str(error).splitlines()[0]
         if not self.planner.shrink():
+            self._start_over()
             raise EngineError(f"the device has no memory for a step of one token: {reason}") from error
         logger.warning(
             "out of device memory; going on with %d sequences and %d tokens a step: %s",
@@ -203,7 +204,7 @@ class Engine:
         metrics.padding_tokens += call.padded - call.real
         metrics.count(self._demand_of(call.plan))
         metrics.peak_pages = max(metrics.peak_pages, self.cache.used)
-        metrics.pages, metrics.pages_in_use = self.cache.capacity, self.cache.held
+        metrics.pages_in_use = self.cache.held
         metrics.pages_kept = self.cache.used - self.cache.held
         metrics.running = len(self.planner.running)
         metrics.preemptions = self.planner.preemptions

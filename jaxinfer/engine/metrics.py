@@ -27,7 +27,7 @@ class Metrics:
       bytes: weights, keys and values that the calls had to move.
       kv_bytes: keys and values among them.
       peak_pages: most KV pages taken at once, kept prefixes among them.
-      pages: gauge, KV pages of the pool.
+      pages: KV pages of the pool.
       pages_in_use: gauge, those that running sequences hold.
       pages_kept: gauge, those that hold prefixes for requests to come.
       running: gauge, sequences that run.

@@ -7,7 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from jaxinfer.batch.history import History
+from jaxinfer.batch.report import render
 from jaxinfer.batch.svg import Axis, areas, bars, lines
+from jaxinfer.batch.tally import Tally
 
 from .fake import FakeLLM, completion
 from .test_command import run, write_rows
@@ -62,6 +64,15 @@ def test_an_interrupted_or_empty_run_has_a_report_too(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [])
     assert run("-i", source, "-o", tmp_path / "out", "--report", tmp_path / "r.html", "--quiet") == 0
     assert "no row failed" in Checker((tmp_path / "r.html").read_text()).text
+
+
+@pytest.mark.parametrize("seconds", [(), (0.0,), (0.0, 0.0), (0.0, 1e-5)])
+def test_a_run_that_ended_at_once_has_a_page(seconds):
+    history = History()
+    for at in seconds:
+        history.add(at, dict.fromkeys(("rows", "engine_flops", "engine_pages", "engine_running"), 0))
+    page = render(output="out", model="m", tally=Tally(), history=history, metrics={})
+    assert Checker(page).seen.count("svg") == 0 and "too short" in page
 
 
 def test_history_stays_small_and_its_rates_add_up():
