@@ -8,7 +8,7 @@ import jax
 
 logger = logging.getLogger("pallas_kernels")
 
-_ORDER = {"cpu": ("cpu", "xla")}
+_ORDER = {"cpu": ("cpu", "xla"), "gpu": ("mosaic_gpu", "xla")}
 _already_said: set[tuple[str, str, str]] = set()
 
 
@@ -32,6 +32,8 @@ def dispatch(
     for name in _ORDER.get(jax.default_backend(), ("xla",)):
         if name == "xla":
             break
+        if name not in implementations:
+            continue
         try:
             return implementations[name](*args, **kwargs)
         except NotImplementedError as error:

@@ -1,0 +1,5 @@
+"""Which pages a decoding token attends to, and the attention over them."""
+
+from jaxinfer.attention.quest import QuestPolicy, Selection, select, select_again
+
+__all__ = ["QuestPolicy", "Selection", "select", "select_again"]

@@ -1,0 +1,186 @@
+"""Quest: a decoding token attends only to the pages whose keys can score high (arXiv 2406.10774).
+
+The authors' repository holds two selections that differ. `mode="paper"` is the one behind its accuracy numbers
+(evaluation/quest_attention.py), `mode="kernel"` the one behind its speed numbers (quest/, kernels/), and `mode="shared"`
+is ours: the query heads of a KV head choose together, so its pages are read once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.errors import ConfigError
+from pallas_kernels.page_select import page_select
+
+MODES = ("shared", "kernel", "paper")
+PAPER_FLOOR = 3  # pages that the accuracy code never goes below
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestPolicy:
+    """How pages are chosen.
+
+    Attributes:
+      token_budget: tokens to attend to, a multiple of page_size, the pages that are always chosen included.
+      page_size: tokens per page.
+      mode: "shared", "kernel" or "paper", see the module.
+      first_pages, last_pages: pages at either end that "shared" always chooses. The first hold the sinks, the last
+        the text at hand; both are what heads ask for most.
+      dense_below: rows of at most so many tokens attend to all of them; anything up to the budget changes nothing.
+      dense_layers: layers from the first that attend to everything; they tolerate little sparsity (figure 3).
+      top_p: below 1, a row takes fewer pages than the budget where these hold this share of the estimated weight.
+      reuse_steps: a choice serves so many steps; the pages at the end follow the text at every step.
+
+    dense_below, top_p and reuse_steps are for "shared" alone.
+
+    Raises:
+      ConfigError: naming the attribute, its value and what is accepted.
+    """
+
+    token_budget: int
+    page_size: int = 16
+    mode: str = "shared"
+    first_pages: int = 1
+    last_pages: int = 2
+    dense_below: int = 0
+    dense_layers: int = 2
+    top_p: float = 1.0
+    reuse_steps: int = 1
+
+    def __post_init__(self):
+        def require(holds: bool, name: str, accepted: str) -> None:
+            if not holds:
+                raise ConfigError(f"sparsity.{name} = {getattr(self, name)!r}: expected {accepted}")
+
+        require(self.page_size > 0, "page_size", "a positive number of tokens")
+        require(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
+        require(self.first_pages >= 0, "first_pages", "0 or more")
+        require(self.last_pages >= 1, "last_pages", "1 or more: the token attends to itself")
+        least = (
+            (self.forced[0] + self.forced[1] + 1) * self.page_size
+            if self.mode == "shared"
+            else self.page_size
+        )
+        multiple = self.token_budget >= least and self.token_budget % self.page_size == 0
+        require(multiple, "token_budget", f"a multiple of the page size {self.page_size}, at least {least}")
+        require(self.dense_below >= 0, "dense_below", "0 or more tokens")
+        require(self.dense_layers >= 0, "dense_layers", "0 or more")
+        require(0 < self.top_p <= 1, "top_p", "a share in (0, 1]")
+        require(self.reuse_steps >= 1, "reuse_steps", "1 or more")
+        for name, neutral in (("dense_below", 0), ("top_p", 1), ("reuse_steps", 1)):
+            faithful = self.mode == "shared" or getattr(self, name) == neutral
+            require(faithful, name, f"{neutral} in mode {self.mode!r}, which is the authors' own")
+
+    @property
+    def forced(self) -> tuple[int, int]:
+        """Pages that are always chosen, at the start and at the end."""
+        return {"shared": (self.first_pages, self.last_pages), "kernel": (0, 1), "paper": (0, 0)}[self.mode]
+
+    @property
+    def dense_tokens(self) -> int:
+        """Rows of up to so many tokens attend to all of them ("paper" has no such rule)."""
+        if self.mode == "paper":
+            return 0
+        return max(self.token_budget, self.dense_below)
+
+    def choosers(self, q_heads: int, kv_heads: int) -> int:
+        """Heads with a choice of their own."""
+        return kv_heads if self.mode == "shared" else q_heads
+
+    def width(self, table_width: int) -> int:
+        """Pages in the longest list of a step whose page table holds `table_width`."""
+        floor = PAPER_FLOOR if self.mode == "paper" else 1
+        most = max(self.token_budget, self.dense_tokens)
+        return min(max(-(-most // self.page_size), floor), table_width)
+
+    def keep(self, kv_len: jax.Array) -> jax.Array:
+        """Pages that a row of kv_len tokens may choose: int32, as kv_len."""
+        if self.mode == "paper":
+            return jnp.maximum(PAPER_FLOOR, jnp.minimum(kv_len, self.token_budget) // self.page_size)
+        pages = _pages(kv_len, self.page_size)
+        return jnp.where(kv_len <= self.dense_tokens, pages, self.token_budget // self.page_size)
+
+
+class Selection(NamedTuple):
+    """The chosen pages, H lists per row: H is the number of KV heads in mode "shared", of query heads in the others.
+
+    page_lists: int32 [S, H, W], page ids in the order of the text, what page_attention takes
+    tokens: int32 [S, H], tokens in the list. As the order is that of the text, only the last page listed can be
+        partial, whether it is the row's last page or not.
+    positions: int32 [S, H, W], the same pages as positions in the row's page table; ascending up to `number`
+    number: int32 [S, H], pages in the list
+    """
+
+    page_lists: jax.Array
+    tokens: jax.Array
+    positions: jax.Array
+    number: jax.Array
+
+
+def select(
+    policy: QuestPolicy,
+    scores: jax.Array,
+    page_table: jax.Array,
+    kv_len: jax.Array,
+    *,
+    kv_heads: int,
+    scale: float,
+) -> Selection:
+    """Chooses the pages of every row.
+
+    scores: float32 [S, Hq, P], of page_scores
+    page_table: int32 [S, P]
+    kv_len: int32 [S], the new token included; 0 is a padding row
+    scale: that of the attention, 1/sqrt(D)
+    """
+    rows, q_heads, table_width = scores.shape
+    if policy.mode == "kernel":
+        # Its scores are written as float16, which makes ties.
+        scores = scores.astype(jnp.float16).astype(jnp.float32)
+    choosers = policy.choosers(q_heads, kv_heads)
+    first, last = policy.forced
+    positions, count = page_select(
+        scores.reshape(rows, choosers, q_heads // choosers, table_width),
+        _pages(kv_len, policy.page_size),
+        policy.keep(kv_len),
+        width=policy.width(table_width),
+        first=first,
+        last=last,
+        scale=scale,
+        top_p=policy.top_p,
+    )
+    return _listed(policy, positions, count, page_table, kv_len)
+
+
+def select_again(
+    policy: QuestPolicy, before: Selection, page_table: jax.Array, kv_len: jax.Array
+) -> Selection:
+    """An earlier choice for rows that have grown by fewer than reuse_steps tokens; the last pages move along."""
+    pages, last = _pages(kv_len, policy.page_size)[:, None], policy.last_pages
+    dense = kv_len[:, None] <= policy.dense_tokens
+    count = jnp.where(dense, pages, before.number)
+    slot, moving = jnp.arange(before.positions.shape[2]), (count - last)[..., None]
+    positions = jnp.where(slot < moving, before.positions, pages[..., None] - last + slot - moving)
+    positions = jnp.where(dense[..., None], slot, positions)
+    return _listed(policy, jnp.clip(positions, 0, page_table.shape[1] - 1), count, page_table, kv_len)
+
+
+def _listed(policy: QuestPolicy, positions, count, page_table, kv_len) -> Selection:
+    """Positions as page ids, and how many tokens they hold."""
+    rows, choosers, width = positions.shape
+    flat = jnp.take_along_axis(page_table, positions.reshape(rows, choosers * width), axis=1)
+    listed = jnp.arange(width) < count[..., None]
+    page_lists = jnp.where(listed, flat.reshape(positions.shape), 0)
+    final = jnp.take_along_axis(positions, jnp.maximum(count - 1, 0)[..., None], axis=2)[..., 0]
+    pages = _pages(kv_len, policy.page_size)
+    missing = (pages * policy.page_size - kv_len)[:, None]  # slots of the row's last page that are still free
+    tokens = count * policy.page_size - jnp.where(final == pages[:, None] - 1, missing, 0)
+    return Selection(page_lists, jnp.where(count > 0, tokens, 0), positions, count)
+
+
+def _pages(kv_len: jax.Array, page_size: int) -> jax.Array:
+    return -(-kv_len // page_size)

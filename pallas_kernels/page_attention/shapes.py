@@ -1,0 +1,26 @@
+"""Named shapes from real engines, shared by tests and bench."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ListShape:
+    """One page_attention call: `tokens` of each row, in lists of `lists` heads (1, kv_heads or q_heads)."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    tokens: tuple[int, ...]
+    lists: int
+
+
+SHAPES = {
+    "pocket_2048": ListShape(12, 4, 64, 16, (2048, 2047, 700, 0), 4),
+    "pocket_edges": ListShape(12, 4, 64, 16, (1, 15, 16, 17, 31, 32, 33, 0), 4),
+    "pocket_dense": ListShape(12, 4, 64, 16, (8192, 3000, 1), 1),
+    "pocket_paper": ListShape(12, 4, 64, 16, (512, 511, 3), 12),
+    "llama3_8b_2048": ListShape(32, 8, 128, 16, (2048, 2041, 900), 8),
+    "llama3_8b_page_32": ListShape(32, 8, 128, 32, (2048, 65, 33), 8),
+    "llama2_7b_1024": ListShape(32, 32, 128, 16, (1024, 1009), 32),
+}

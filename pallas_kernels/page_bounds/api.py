@@ -1,0 +1,33 @@
+"""Public face of page_bounds."""
+
+import jax
+
+from pallas_kernels._dispatch import dispatch
+from pallas_kernels.page_bounds import xla
+
+
+def page_bounds(
+    bounds: jax.Array,
+    layer: jax.Array | int,
+    k: jax.Array,
+    slots: jax.Array,
+    *,
+    page_size: int,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Folds new keys into the bounds of their pages (Quest, arXiv 2406.10774, section 3.3), in place where donated.
+
+    A page whose first slot is written starts anew: it may have belonged to another sequence. The bounds of a page
+    that is not full are those of the keys it holds.
+
+    bounds: [L, N, Hkv, 2, D], the channel-wise minimum (0) and maximum (1) of every page's keys as they are stored
+    layer: int32 scalar, may be traced
+    k: [T, Hkv, D] after rotation, cast to the dtype of bounds, which must be that of the pool
+    slots: int32 [T] as for kv_write: page_id * page_size + offset, negative to skip the token; the tokens of one page
+        follow each other without another page between them
+    returns bounds
+    """
+    implementations = {"xla": xla.page_bounds}
+    return dispatch(
+        "page_bounds", implementations, implementation, bounds, layer, k, slots, page_size=page_size
+    )

@@ -1,0 +1,32 @@
+"""Public face of page_scores."""
+
+import jax
+
+from pallas_kernels._dispatch import dispatch
+from pallas_kernels.page_scores import xla
+
+
+def page_scores(
+    q: jax.Array,
+    bounds: jax.Array,
+    layer: jax.Array | int,
+    page_table: jax.Array,
+    kv_len: jax.Array,
+    *,
+    page_size: int,
+    implementation: str | None = None,
+) -> jax.Array:
+    """sum_d max(q_d * min_d, q_d * max_d) for every page of a row (Quest, arXiv 2406.10774, equation 1).
+
+    No key of the page can score more: q.k <= this, up to the rounding of a float32 sum.
+
+    q: [S, Hq, D], one decoding token per row
+    bounds: [L, N, Hkv, 2, D], see page_bounds; Hq % Hkv == 0, query head h reads kv head h // (Hq // Hkv)
+    layer: int32 scalar, may be traced
+    page_table: int32 [S, P], the pages of row s in order
+    kv_len: int32 [S], at most P * page_size; 0 is a padding row
+    returns float32 [S, Hq, P]; what stands past a row's last page has no meaning
+    """
+    implementations = {"xla": xla.page_scores}
+    args = (q, bounds, layer, page_table, kv_len)
+    return dispatch("page_scores", implementations, implementation, *args, page_size=page_size)

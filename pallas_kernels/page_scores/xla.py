@@ -1,0 +1,25 @@
+"""page_scores as two matmuls, as max(q a, q b) = min(q, 0) a + max(q, 0) b wherever a <= b."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def page_scores(
+    q: jax.Array,
+    bounds: jax.Array,
+    layer: jax.Array | int,
+    page_table: jax.Array,
+    kv_len: jax.Array,
+    *,
+    page_size: int,
+) -> jax.Array:
+    """See `api.page_scores`."""
+    del kv_len, page_size  # all columns of the table, those without a page included
+    rows, q_heads, head_dim = q.shape
+    kv_heads = bounds.shape[2]
+    q = q.astype(jnp.float32).reshape(rows, kv_heads, q_heads // kv_heads, head_dim)
+    signed = jnp.stack([jnp.minimum(q, 0), jnp.maximum(q, 0)], axis=3)
+    mine = bounds[layer, page_table].astype(jnp.float32)  # [S, P, Hkv, 2, D]
+    scores = jnp.einsum("shgbd,sphbd->shgp", signed, mine, precision=lax.Precision.HIGHEST)
+    return scores.reshape(rows, q_heads, -1)
