@@ -29,6 +29,7 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path):
         self._hf = _load(Path(folder))
+        self._backend = _plain_backend(self._hf)
         self.vocab_size: int = len(self._hf)
         added = self._hf.added_tokens_decoder
         self._added = {token: str(text) for token, text in added.items()}
@@ -45,7 +46,7 @@ class Tokenizer:
           RequestError: the text holds half a character (a lone surrogate), which no UTF-8 can spell.
         """
         _check_text("prompt", text)
-        return self._hf.encode(text, verbose=False)  # the engine says itself what is too long
+        return self._ids(text, special_tokens=True)
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation up to where the assistant speaks next; the template adds all special tokens.
@@ -67,7 +68,7 @@ class Tokenizer:
                 "invalid_messages", f"messages: the model's chat template refuses them: {reason}"
             ) from error
         _check_text("messages", text)
-        return self._hf.encode(text, add_special_tokens=False, verbose=False)
+        return self._ids(text, special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of a whole sequence, without special tokens."""
@@ -89,6 +90,12 @@ class Tokenizer:
 
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self)
+
+    def _ids(self, text: str, *, special_tokens: bool) -> list[int]:
+        if self._backend is not None:
+            return self._backend.encode(text, add_special_tokens=special_tokens).ids
+        # Not verbose: the engine says itself what is too long.
+        return self._hf.encode(text, add_special_tokens=special_tokens, verbose=False)
 
     def _find_bytes(self, token: int) -> bytes:
         if token in self._added:
@@ -185,6 +192,17 @@ def _is_generic(folder: Path) -> bool:
     if not path.is_file() or not (folder / "tokenizer.json").is_file():
         return False
     return json.loads(path.read_bytes()).get("tokenizer_class") in _GENERIC
+
+
+def _plain_backend(hf: Any) -> Any:
+    """The `tokenizers.Tokenizer` whose ids are those of `hf.encode`, which takes twice as long; None if there is none."""
+    from transformers import PreTrainedTokenizerFast
+
+    own = [getattr(type(hf), name, None) for name in ("encode", "_encode_plus")]
+    if own != [PreTrainedTokenizerFast.encode, PreTrainedTokenizerFast._encode_plus]:
+        return None  # it does something of its own to the text or the ids
+    hf.encode("")  # turns off whatever truncation and padding the file asks for
+    return hf.backend_tokenizer
 
 
 def _decoder_scheme(hf: Any) -> str:

@@ -19,6 +19,7 @@ from tokenizers import (
     Tokenizer as Backend,
 )
 from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from jaxinfer.errors import ModelError, RequestError
 from jaxinfer.models.tokenizer import Tokenizer, has_tokenizer
@@ -134,6 +135,49 @@ def test_chat_renders_the_template_with_one_beginning(tokenizer):
     bos = tokenizer.encode("")[0]
     assert ids.count(bos) == 1
     assert "".join(stream(tokenizer, ids)[0]).strip().endswith("hello[a]")
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from(["<s>", "</s>", "<tool>"])
+        | st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+        max_size=9,
+    )
+)
+def test_ids_are_those_of_transformers(tokenizer, pieces):
+    text = "".join(pieces)
+    assert tokenizer.encode(text) == tokenizer._hf.encode(text)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"split_special_tokens": True}, {"add_prefix_space": True}], ids=str
+)
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_ids_are_those_of_transformers_whatever_the_files_ask_for(tmp_path, make, settings):
+    """Transformers ignores truncation and padding of the file unless a call asks for them."""
+    make(tmp_path, chat_template=TEMPLATE)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(5)
+    backend.enable_padding(length=50)
+    tokenizer = save(tmp_path, backend, chat_template=TEMPLATE, **settings)
+    fresh = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for text in ("", "a", "the theme of<tool> them </s>, the theme", "x" * 100):
+        assert tokenizer.encode(text) == fresh.encode(text)
+        messages = [{"role": "user", "content": text}]
+        rendered = fresh.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert tokenizer.chat(messages) == fresh.encode(rendered, add_special_tokens=False)
+
+
+def test_a_tokenizer_with_a_way_of_its_own_keeps_it(tmp_path, monkeypatch):
+    class Shouting(PreTrainedTokenizerFast):
+        def _encode_plus(self, text, *args, **kwargs):
+            return super()._encode_plus(text.upper(), *args, **kwargs)
+
+    byte_level(tmp_path)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.from_pretrained", Shouting.from_pretrained)
+    tokenizer = Tokenizer(tmp_path)
+    monkeypatch.undo()
+    assert tokenizer.decode(tokenizer.encode("hello")) == "HELLO"
 
 
 def test_long_texts_are_not_warned_about(tmp_path):
