@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from bench.pocket import tasks
 from bench.pocket.tasks import Document
-from bench.pocket.tokenizer import ASSISTANT, BOS, CONTEXT, EOS, USER, VOCABULARY
+from bench.pocket.tokenizer import ASSISTANT, BOS, CONTEXT, EOS, USER
 from bench.pocket.words import Source
 
 SKIPPING = 0.5  # share of sequences whose positions jump
@@ -78,7 +78,8 @@ class Data:
         Small alphabets make several tokens of a run necessary to know it by.
         """
         digits = [self.encode(str(d))[0] for d in range(10)]
-        alphabet = rng.choice((digits, range(1800, 1840), range(300, VOCABULARY), range(300, VOCABULARY)))
+        every = range(300, self._tokenizer.get_vocab_size())
+        alphabet = rng.choice((digits, every[-40:], every, every))
         key = rng.randint(2, 3) if len(alphabet) < 100 else rng.choice((1, 1, 2))
         size = key + rng.choice((1, 1, 2, 3, 5))
         stop = [] if rng.random() < 0.3 else self.encode(rng.choice(("\n", ",", ";")))

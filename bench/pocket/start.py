@@ -66,7 +66,8 @@ def _scale(layer, config: ModelConfig, rng: np.random.Generator) -> None:
 def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     """Random orthonormal columns, none of which touches channel 0. [rows, columns]."""
     found = np.zeros((rows, columns))
-    found[1:] = np.linalg.qr(rng.standard_normal((rows - 1, columns)))[0]
+    most = min(rows - 1, columns)
+    found[1:, :most] = np.linalg.qr(rng.standard_normal((rows - 1, most)))[0]
     return found
 
 

@@ -41,7 +41,7 @@ def corpus(documents: int, seed: int) -> Iterator[str]:
         yield "\n".join([document.context, *(part for turn in document.turns for part in turn)])
 
 
-def train(documents: int = 6000, seed: int = 0) -> Tokenizer:
+def train(documents: int = 6000, seed: int = 0, vocabulary: int = VOCABULARY) -> Tokenizer:
     """The same tokenizer for the same arguments."""
     tokenizer = Tokenizer(BPE())
     split = Split(Regex(r" ?[A-Za-z_]+|[0-9]| ?[^\sA-Za-z0-9_]+|\s"), "isolated")
@@ -49,7 +49,7 @@ def train(documents: int = 6000, seed: int = 0) -> Tokenizer:
     tokenizer.decoder = ByteLevelDecoder()
     special = [AddedToken(text, special=True, normalized=False) for text in SPECIAL]
     trainer = BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=special,
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,

@@ -52,7 +52,7 @@ ARCHITECTURE: dict[str, Any] = {
 }
 Params = dict[str, jax.Array]
 Shape = tuple[int, int]  # sequences, tokens of each
-BALANCE, Z = 0.02, 1e-3  # weights of the routers' losses
+BALANCE, Z = 0.3, 1e-3  # weights of the routers' losses
 ADAM_SHARE = 0.2  # AdamW's rate over Muon's
 SAVE_SECONDS = 180.0
 LEARN = {"chunks": 4.0, "table": 4.0, "lines": 2.0, "story": 2.0, "passkey": 1.0, "needles": 0.5, "count": 0.3, "classify": 0.3, "plain": 0.3}  # fmt: skip
@@ -79,10 +79,10 @@ class Stage:
 
 PLAN = (
     Stage(30, ((32, 128),), (0.0, 0.02), LEARN),
-    Stage(600, ((32, 128),), (0.02, 0.02), LEARN),
-    Stage(1600, ((8, 512), (8, 512), (8, 512), (32, 128)), (0.02, 0.02), MIX),
-    Stage(700, ((6, 1024), (8, 512), (6, 1024), (3, 2048)), (0.02, 0.01), MIX),
-    Stage(250, ((8, 512), (3, 2048), (2, 4096), (1, 8192), (6, 1024), (1, 8192)), (0.01, 0.0), LONG),
+    Stage(250, ((32, 128),), (0.02, 0.02), LEARN),
+    Stage(800, ((8, 512), (8, 512), (8, 512), (32, 128)), (0.02, 0.02), MIX),
+    Stage(350, ((4, 1024), (8, 512), (4, 1024), (2, 2048)), (0.02, 0.01), MIX),
+    Stage(100, ((8, 512), (2, 2048), (1, 4096), (1, 8192), (4, 1024), (1, 8192)), (0.01, 0.0), LONG),
 )
 
 
@@ -152,7 +152,7 @@ class Trainer:
         slope, losses = jax.grad(total, has_aux=True)(params)
         change, state = self.optimizer.update(slope, state, params)
         params = jax.tree.map(lambda p, c: p + rate * c, params, change)
-        return params, state, losses, optax.global_norm(slope)
+        return params, state, losses, optax.tree.norm(slope)
 
 
 def _matrices(params: Params) -> dict[str, MuonDimensionNumbers | None]:

@@ -47,7 +47,7 @@ def test_a_question_of_a_story_has_one_answer_that_the_text_holds():
             told = [
                 word
                 for word in re.findall(r"\w+", answer)
-                if word[0].isupper() and word != "The" or word.isdigit()
+                if (word[0].isupper() and word != "The") or word.isdigit()
             ]
             assert all(word in document.context for word in told)
 
