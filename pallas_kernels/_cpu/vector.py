@@ -10,12 +10,13 @@ from pallas_kernels._cpu.code import (
     load,
     maximum,
     multiply_add,
+    prefetch,
     shuffle,
     splat,
     store,
     vector_type,
 )
-from pallas_kernels._cpu.memory import I8, I32, jit, pointer
+from pallas_kernels._cpu.memory import I8, I16, I32, jit, pointer
 
 
 class VectorType(types.Type):
@@ -50,6 +51,44 @@ def vstore(typingctx, address, value):
 
 
 @intrinsic
+def vload_as(typingctx, tag, address):
+    """Elements of the type that tag stands for (`tiles.FLOAT32`, `tiles.BFLOAT16`), widened to float32."""
+    bf16 = tag == types.uint16
+
+    def codegen(context, builder, signature, args):
+        return load(builder, pointer(builder, args[1], I8), LANES, bf16)
+
+    return float32v(tag, types.int64), codegen
+
+
+@intrinsic
+def vstore_as(typingctx, tag, address, value):
+    """Stores values that the type of tag holds exactly; the low half of a bfloat16 is dropped."""
+    bf16 = tag == types.uint16
+
+    def codegen(context, builder, signature, args):
+        value = args[2]
+        if bf16:
+            wide = vector_type(LANES, I32)
+            bits = builder.lshr(builder.bitcast(value, wide), ir.Constant(wide, [16] * LANES))
+            value = builder.trunc(bits, vector_type(LANES, I16))
+        to = builder.bitcast(pointer(builder, args[1], I8), value.type.as_pointer())
+        builder.store(value, to, align=2 if bf16 else 4)
+        return context.get_dummy_value()
+
+    return types.void(tag, types.int64, float32v), codegen
+
+
+@intrinsic
+def prefetch_line(typingctx, address):
+    def codegen(context, builder, signature, args):
+        prefetch(builder, pointer(builder, args[0], I8))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def vsplat(typingctx, scalar):
     def codegen(context, builder, signature, args):
         return splat(builder, args[0])
@@ -71,6 +110,14 @@ def vmuladd(typingctx, a, b, c):
 def vmax(typingctx, a, b):
     def codegen(context, builder, signature, args):
         return maximum(builder, *args)
+
+    return float32v(float32v, float32v), codegen
+
+
+@intrinsic
+def vmin(typingctx, a, b):
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", *args), *args)
 
     return float32v(float32v, float32v), codegen
 

@@ -29,6 +29,12 @@ def page_attention(
     scale: factor on the scores
     returns [S, Hq, D] in q.dtype, zeros for padding rows
     """
-    implementations = {"xla": xla.page_attention}
+    implementations = {"cpu": _cpu, "xla": xla.page_attention}
     args = (q, k_pages, v_pages, layer, page_lists, tokens)
     return dispatch("page_attention", implementations, implementation, *args, scale=scale)
+
+
+def _cpu(*args, **kwargs):
+    from pallas_kernels.page_attention import cpu
+
+    return cpu.page_attention(*args, **kwargs)

@@ -27,7 +27,13 @@ def page_bounds(
         follow each other without another page between them
     returns bounds
     """
-    implementations = {"xla": xla.page_bounds}
+    implementations = {"cpu": _cpu, "xla": xla.page_bounds}
     return dispatch(
         "page_bounds", implementations, implementation, bounds, layer, k, slots, page_size=page_size
     )
+
+
+def _cpu(*args, **kwargs):
+    from pallas_kernels.page_bounds import cpu
+
+    return cpu.page_bounds(*args, **kwargs)

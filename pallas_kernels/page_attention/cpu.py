@@ -1,0 +1,64 @@
+"""page_attention as a native CPU kernel: the decode of ragged_attention with a list of pages for each KV head."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels._cpu.register import register
+from pallas_kernels.ragged_attention.cpu import DTYPES, MAX_WORKERS, PAGE_SIZES
+
+
+def page_attention(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    layer: jax.Array | int,
+    page_lists: jax.Array,
+    tokens: jax.Array,
+    *,
+    scale: float,
+) -> jax.Array:
+    """See `api.page_attention`."""
+    rows, q_heads, head_dim = q.shape
+    _, _, kv_heads, page_size, _ = k_pages.shape
+    _, lists, width = page_lists.shape
+    dtype = jnp.dtype(k_pages.dtype).name
+    if dtype not in DTYPES or v_pages.dtype != k_pages.dtype:
+        raise NotImplementedError(f"pools of {dtype} and {v_pages.dtype}; both must be one of {DTYPES}")
+    if page_size not in PAGE_SIZES or head_dim % 8:
+        raise NotImplementedError(
+            f"page size {page_size}, head dimension {head_dim}; {PAGE_SIZES}, multiples of 8"
+        )
+    if lists not in (1, kv_heads):
+        raise NotImplementedError(f"{lists} lists a row; 1 or {kv_heads}, the number of KV heads")
+    module = "pallas_kernels.page_attention._native"
+    name = register(
+        f"pallas_kernels.page_attention.{dtype}", module, f"{dtype}_handler", tiles=("float32", dtype)
+    )
+    workers = min(os.cpu_count() or 1, MAX_WORKERS)
+    results = (
+        jax.ShapeDtypeStruct(q.shape, jnp.float32),
+        jax.ShapeDtypeStruct((workers, _scratch_floats(q_heads // kv_heads)), jnp.float32),
+    )
+    tokens = jnp.clip(tokens.astype(jnp.int32), 0, width * page_size).reshape(-1)
+    row_of_list = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), lists)
+    out, _ = jax.ffi.ffi_call(name, results, vmap_method="sequential")(
+        q.astype(jnp.float32) * scale,
+        k_pages,
+        v_pages,
+        jnp.asarray(layer, jnp.int32),
+        page_lists.astype(jnp.int32).reshape(rows * lists, width),
+        row_of_list,
+        jnp.int32(lists),
+        tokens,
+        jnp.int32(0),
+    )
+    return out.astype(q.dtype)
+
+
+def _scratch_floats(group: int) -> int:
+    """One worker's scores of a block of keys, maxima and sums."""
+    from pallas_kernels.ragged_attention._decode import BLOCK
+
+    return (BLOCK + 2) * group + 64

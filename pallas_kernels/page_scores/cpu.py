@@ -1,0 +1,35 @@
+"""page_scores as a native CPU kernel: each page's bounds stream through once for all query heads of the group."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels._cpu.register import register
+
+DTYPES = ("float32", "bfloat16")
+WIDEST_VECTOR = 16
+
+
+def page_scores(
+    q: jax.Array,
+    bounds: jax.Array,
+    layer: jax.Array | int,
+    page_table: jax.Array,
+    kv_len: jax.Array,
+    *,
+    page_size: int,
+) -> jax.Array:
+    """See `api.page_scores`."""
+    rows, q_heads, head_dim = q.shape
+    dtype = jnp.dtype(bounds.dtype).name
+    if dtype not in DTYPES or head_dim % WIDEST_VECTOR:
+        raise NotImplementedError(
+            f"bounds of {dtype}, head dimension {head_dim}; {DTYPES}, multiples of {WIDEST_VECTOR}"
+        )
+    name = f"pallas_kernels.page_scores.{dtype}"
+    register(name, "pallas_kernels.page_scores._native", f"{dtype}_handler")
+    q = q.astype(jnp.float32)
+    signed = jnp.stack([jnp.minimum(q, 0), jnp.maximum(q, 0)], axis=2)  # [S, Hq, 2, D], as the bounds
+    result = jax.ShapeDtypeStruct((rows, q_heads, page_table.shape[1]), jnp.float32)
+    pages = -(-kv_len.astype(jnp.int32) // page_size)
+    call = jax.ffi.ffi_call(name, result, vmap_method="sequential")
+    return call(signed, bounds, jnp.asarray(layer, jnp.int32), page_table.astype(jnp.int32), pages)

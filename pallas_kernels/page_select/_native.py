@@ -1,0 +1,202 @@
+"""The numba side of page_select. An item is a row and a choosing head.
+
+Arguments: scores [S, H, G, P], pages, keep, (first, last), scale. Results: positions [S, H, W], number [S, H], and
+scratch per worker: P keys, then the histogram.
+"""
+
+import math
+
+from pallas_kernels._cpu.code import LANES
+from pallas_kernels._cpu.frame import answers_metadata, argument, dimension, result, result_dimension
+from pallas_kernels._cpu.memory import (
+    jit,
+    load_f32,
+    load_i32,
+    load_i64,
+    store_f32,
+    store_i32,
+    store_i64,
+    zero_bytes,
+)
+from pallas_kernels._cpu.threads import (
+    JOB,
+    finish,
+    invite,
+    new_block,
+    pool_threads,
+    release,
+    set_phases,
+    take_item,
+    task_address,
+    worker_number,
+)
+from pallas_kernels._cpu.vector import (
+    vadd,
+    vexp,
+    vload,
+    vmax,
+    vmul,
+    vreduce_add,
+    vreduce_max,
+    vsplat,
+    vstore,
+    vsub,
+)
+
+# A key has 32 bits; these many are settled at a time, from the top.
+DIGIT, BINS = 11, 2048
+LOWEST = -1e30
+
+
+def handler(frame):
+    """One call."""
+    if not answers_metadata(frame):
+        _call(frame, _task())
+    return 0
+
+
+@jit
+def _call(frame, task):
+    items = dimension(frame, 0, 0) * dimension(frame, 0, 1)
+    block = new_block(1)
+    store_i64(block + JOB, frame)
+    set_phases(block, items, 0, 0, 0)
+    invite(frame, block, task, min(pool_threads(frame), result_dimension(frame, 2, 0), items) - 1)
+    _work(block)
+    finish(block)
+
+
+@jit
+def _work(block):
+    item = take_item(block, -1)
+    if item < 0:
+        return
+    frame = load_i64(block + JOB)
+    scratch = result(frame, 2) + 4 * result_dimension(frame, 2, 1) * worker_number(block)
+    while item >= 0:
+        _choose(frame, item, item // dimension(frame, 0, 1), scratch)
+        item = take_item(block, item)
+
+
+@jit
+def _choose(frame, item, row, keys):
+    total, width = dimension(frame, 0, 3), result_dimension(frame, 0, 2)
+    own = min(max(load_i32(argument(frame, 1) + 4 * row), 0), total)
+    number = max(min(min(load_i32(argument(frame, 2) + 4 * row), own), width), 0)
+    to = result(frame, 0) + 4 * width * item
+    store_i32(result(frame, 1) + 4 * item, number)
+    zero_bytes(to, 4 * width)
+    low, high, wanted = own, own, 0
+    if number < own:
+        low = min(load_i32(argument(frame, 3)), own)
+        high = max(own - load_i32(argument(frame, 3) + 4), low)
+        wanted = number - (own - (high - low))
+        group = dimension(frame, 0, 2)
+        _rank(
+            argument(frame, 0) + 4 * total * group * item,
+            group,
+            total,
+            own,
+            load_f32(argument(frame, 4)),
+            keys,
+        )
+        _order_bits(keys, low, high)
+    threshold, ties = _threshold(keys, low, high, wanted, keys + 4 * total)
+    done = 0
+    for page in range(own):
+        chosen = page < low or page >= high
+        if not chosen and wanted > 0:
+            key = load_i32(keys + 4 * page)
+            chosen = key > threshold or (key == threshold and ties > 0)
+            if key == threshold:
+                ties -= 1
+        if chosen and done < number:
+            store_i32(to + 4 * done, page)
+            done += 1
+
+
+@jit
+def _rank(scores, group, total, own, scale, ranks):
+    """ranks[own]: the scores of a single head, or the largest share of the group's."""
+    for g in range(group):
+        row = scores + 4 * total * g
+        share = vsplat(scale)
+        less = vsplat(_logsumexp(row, own, scale))
+        whole = own // LANES * LANES
+        for i in range(0, whole, LANES):
+            value = vload(row + 4 * i)
+            if group > 1:
+                value = vsub(vmul(value, share), less)
+            if g > 0:
+                value = vmax(value, vload(ranks + 4 * i))
+            vstore(ranks + 4 * i, value)
+        _rank_tail(row, whole, own, scale, _logsumexp(row, own, scale), group, g, ranks)
+
+
+@jit
+def _rank_tail(row, begin, own, scale, less, group, g, ranks):
+    for i in range(begin, own):
+        value = load_f32(row + 4 * i)
+        if group > 1:
+            value = value * scale - less
+        if g > 0:
+            value = max(value, load_f32(ranks + 4 * i))
+        store_f32(ranks + 4 * i, value)
+
+
+@jit
+def _logsumexp(row, own, scale):
+    whole = own // LANES * LANES
+    tops = vsplat(LOWEST)
+    for i in range(0, whole, LANES):
+        tops = vmax(vload(row + 4 * i), tops)
+    top = vreduce_max(tops)
+    for i in range(whole, own):
+        top = max(top, load_f32(row + 4 * i))
+    sums, least, share = vsplat(0.0), vsplat(top), vsplat(scale)
+    for i in range(0, whole, LANES):
+        sums = vadd(sums, vexp(vmul(vsub(vload(row + 4 * i), least), share)))
+    total = vreduce_add(sums)
+    for i in range(whole, own):
+        total += vreduce_max(vexp(vsplat((load_f32(row + 4 * i) - top) * scale)))
+    return top * scale + math.log(total)
+
+
+@jit
+def _order_bits(keys, low, high):
+    """float32 to int32 of the same order, in place: negative numbers count down from their sign bit."""
+    for page in range(low, high):
+        bits = load_i32(keys + 4 * page)
+        if load_f32(keys + 4 * page) == 0.0:
+            bits = 0  # -0.0 is no less than 0.0
+        store_i32(keys + 4 * page, bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
+@jit
+def _threshold(keys, low, high, wanted, bins):
+    """The `wanted`-th largest of keys[low:high], and how many equal to it are wanted."""
+    prefix, shift = 0, 32
+    while shift > 0 and wanted > 0:
+        digit = min(DIGIT, shift)
+        shift -= digit
+        zero_bytes(bins, 4 * BINS)
+        for page in range(low, high):
+            key = load_i32(keys + 4 * page) + 2**31
+            if key >> (shift + digit) == prefix:
+                at = bins + 4 * ((key >> shift) & ((1 << digit) - 1))
+                store_i32(at, load_i32(at) + 1)
+        value = (1 << digit) - 1
+        while value > 0 and load_i32(bins + 4 * value) < wanted:
+            wanted -= load_i32(bins + 4 * value)
+            value -= 1
+        prefix = (prefix << digit) | value
+    return prefix - 2**31, wanted
+
+
+@jit
+def _worker(block):
+    _work(block)
+    release(block)
+
+
+_task = task_address(_worker)
