@@ -123,8 +123,9 @@ class Planner:
         self.cache = cache
 
     def shrink(self) -> bool:
-        """Run at most half as much at once as so far; False if that is as little as can be."""
+        """Run at most half as much at once as so far; False, and all at once again, if that is as little as can be."""
         if self.max_running == 1 and self.max_tokens <= 1:
+            self.max_running, self.max_tokens = self.settings.max_seqs, self.settings.max_tokens_per_step
             return False
         self.max_running = max(min(self.max_running, len(self.running) or self.max_running) // 2, 1)
         self.max_tokens = max(self.max_tokens // 2, 1)
@@ -168,27 +169,36 @@ class Planner:
 
     def _admit(self, budget: int, plan: StepPlan) -> None:
         deferred: list[Sequence] = []
+        pledged = sum(self._pages_to_come(sequence) for sequence in self.running if not sequence.decoding)
         while (
             self.waiting and len(self.running) < self.max_running and budget > 0 and len(deferred) < LOOKAHEAD
         ):
             sequence = self.waiting.popleft()
+            if sequence.awaits_prefix:
+                deferred.append(sequence)
+                continue
             path = [] if sequence.request.score else self.cache.match(sequence.tokens, sequence.namespace)
             if self._is_being_computed(sequence, len(path)):
                 deferred.append(sequence)
                 continue
-            if not self._has_room(sequence, path):
+            if not self._has_room(sequence, path, pledged):
                 deferred.append(sequence)
                 break
             self._start(sequence, path)
             budget -= self._plan_chunk(sequence, budget, plan)
+            pledged += self._pages_to_come(sequence)
         self.waiting.extendleft(reversed(deferred))
 
-    def _has_room(self, sequence: Sequence, path: list[Node]) -> bool:
-        """Room for its known tokens plus a page for every sequence that runs, so that admission does not preempt."""
+    def _has_room(self, sequence: Sequence, path: list[Node], pledged: int) -> bool:
+        """Room for its known tokens beside the `pledged` pages of prompts that are not computed to their end, and a page
+        for every sequence that runs, so that admission does not preempt."""
         if not self.running:
             return True
         needed = self._page_count(sequence.planned + 1) - len(path) + len(self.running)
-        return needed <= self.cache.available - self.cache.count_idle(path)
+        return needed + pledged <= self.cache.available - self.cache.count_idle(path)
+
+    def _pages_to_come(self, sequence: Sequence) -> int:
+        return max(self._page_count(sequence.planned + 1) - len(sequence.pages), 0)
 
     def _start(self, sequence: Sequence, path: list[Node]) -> None:
         sequence.slot = self._slots.pop()
@@ -206,15 +216,15 @@ class Planner:
         end = (cached_pages + 1) * self.cache.page_size
         if sequence.request.score or not self.cache.sharing or end >= sequence.planned:
             return False
-        prefix = sequence.tokens[:end]
-        return any(
-            not other.decoding
-            and not other.request.score
-            and other.namespace == sequence.namespace
-            and other.computed < end <= other.prompt_length
-            and np.array_equal(other.tokens[:end], prefix)
-            for other in self.running
-        )
+        for other in self.running:
+            if other.decoding or other.request.score or other.namespace != sequence.namespace:
+                continue
+            common = _common(sequence.tokens[:-1], other.tokens[: other.prompt_length])
+            if other.computed < end <= common:
+                sequence.awaited = other
+                sequence.awaited_tokens = common // self.cache.page_size * self.cache.page_size
+                return True
+        return False
 
     def _reserve(self, sequence: Sequence, count: int) -> bool:
         """Make sure that the next `count` tokens have pages."""
@@ -273,3 +283,10 @@ class Planner:
 
     def _page_count(self, tokens: int) -> int:
         return -(-tokens // self.cache.page_size)
+
+
+def _common(tokens: np.ndarray, others: np.ndarray) -> int:
+    """Length of the common beginning."""
+    length = min(len(tokens), len(others))
+    differ = np.flatnonzero(tokens[:length] != others[:length])
+    return int(differ[0]) if len(differ) else length

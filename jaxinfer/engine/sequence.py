@@ -29,6 +29,8 @@ class Sequence:
       nodes: the tree nodes of those of its pages that the tree shares.
       tail: tree node of its last published page.
       published: leading pages passed on to the tree, or found there.
+      awaited, awaited_tokens: another sequence, and how many of its tokens, which both share, it is about to compute:
+        while it has not, this one waits.
       cached_tokens: prompt tokens whose keys were found at its first admission.
       prompt_logprobs: float32 [prompt_length - 1], scored sequences only.
     """
@@ -64,6 +66,18 @@ class Sequence:
         self.nodes: list[Node] = []
         self.tail: Node | None = None
         self.published = 0
+        self.awaited: Sequence | None = None
+        self.awaited_tokens = 0
+
+    @property
+    def awaits_prefix(self) -> bool:
+        """Whether the sequence that computes its prefix has still to get there."""
+        other = self.awaited
+        if other is not None and (
+            other.finished or other.slot < 0 or other.decoding or other.computed >= self.awaited_tokens
+        ):
+            self.awaited = None
+        return self.awaited is not None
 
     @property
     def tokens(self) -> np.ndarray:

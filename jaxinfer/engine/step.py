@@ -99,13 +99,17 @@ def score_step(
     model = spec.model(weights)
     state, sampled, hidden = _run_mixed(spec, model, state, batch)
 
-    def target_logprob(token):
-        hidden, target = token
-        return jax.nn.log_softmax(logits(model, spec.config, hidden[None])[0])[target]
+    def target_logprobs(block):
+        hidden, targets = block
+        every = jax.nn.log_softmax(logits(model, spec.config, hidden))
+        return jnp.take_along_axis(every, targets[:, None], axis=1)[:, 0]
 
     targets = Tokens(*batch.tokens).targets
-    block = min(SCORE_BLOCK, len(targets))
-    return state, sampled, jax.lax.map(target_logprob, (hidden, targets), batch_size=block)
+    count = len(targets)
+    size = min(SCORE_BLOCK, count)
+    blocks = [jnp.pad(x, ((0, -count % size), *((0, 0),) * (x.ndim - 1))) for x in (hidden, targets)]
+    scores = jax.lax.map(target_logprobs, tuple(x.reshape(-1, size, *x.shape[1:]) for x in blocks))
+    return state, sampled, scores.reshape(-1)[:count]
 
 
 def decode_steps(

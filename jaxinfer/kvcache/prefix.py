@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 class Node:
     """One full page of tokens after the path of its parents. The tree owns one reference to its page."""
 
-    __slots__ = ("children", "key", "last_use", "page", "parent")
+    __slots__ = ("children", "key", "last_use", "offered", "page", "parent")
 
     def __init__(self, key: bytes | int, parent: Node | None, page: int):
         self.key = key
@@ -18,6 +18,7 @@ class Node:
         self.page = page
         self.children: dict[bytes, Node] = {}
         self.last_use = 0
+        self.offered = False
 
 
 class PrefixTree:
@@ -64,13 +65,15 @@ class PrefixTree:
 
     def offer(self, node: Node) -> None:
         """Remember that nobody but the tree uses `node`: it may be evicted once it is a leaf."""
-        if not node.children:
+        if not node.children and not node.offered:
+            node.offered = True
             heapq.heappush(self._leaves, (node.last_use, next(self._order), node))
 
     def evict(self, may_go: Callable[[Node], bool]) -> Node | None:
         """Remove the least recently used leaf for which `may_go(node)`, and return it."""
         while self._leaves:
             last_use, _, node = heapq.heappop(self._leaves)
+            node.offered = False
             if node.children or node.parent is None or not may_go(node):
                 continue  # offered again when its last child or its last user goes
             if last_use != node.last_use:

@@ -14,7 +14,7 @@ from jaxinfer.models import rotary
 from jaxinfer.models.attention import qkv
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder, Layer, MoE
-from jaxinfer.models.linear import linear, precision, project
+from jaxinfer.models.linear import embed, linear, project, unembed
 from jaxinfer.models.mlp import mlp
 from jaxinfer.models.moe import moe
 from jaxinfer.models.norms import norm
@@ -94,7 +94,7 @@ def forward(
       hidden [T, D] in the parameters' type, and the cache.
     """
     angles = rotary.angles(config.rope, positions, rope_length)
-    hidden = model.embed[tokens]
+    hidden = embed(model.embed, tokens)
     first = 0
     for run, (_, count) in zip(model.runs, config.runs):
         indices = np.arange(first, first + count, dtype=np.int32)
@@ -116,16 +116,9 @@ def forward(
 
 def logits(model: Decoder, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Scores of every vocabulary entry. hidden [R, D] -> float32 [R, V]."""
-    if model.head is not None:
-        return project(hidden, model.head, model.head_bias)
-    scores = jax.lax.dot_general(
-        hidden,
-        model.embed,
-        (((1,), (1,)), ((), ())),
-        precision=precision(hidden),
-        preferred_element_type=jnp.float32,
-    )
-    return scores if model.head_bias is None else scores + model.head_bias.astype(jnp.float32)
+    if model.head is None:
+        return unembed(hidden, model.embed, model.head_bias)
+    return project(hidden, model.head, model.head_bias)
 
 
 def _layer(

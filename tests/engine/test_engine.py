@@ -79,6 +79,28 @@ def test_a_pool_too_small_preempts_and_answers_the_same():
     assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 60) for i, p in enumerate(work))
 
 
+def test_prompts_in_chunks_do_not_take_the_pages_that_others_still_need():
+    work = prompts(12, seed=14, low=100, high=140)
+    engine = make_engine(overrides=("cache.pages=48", "cache.page_size=8", "engine.chunk=8"))
+    out = answers(engine, [request(str(i), p, max_tokens=2) for i, p in enumerate(work)])
+    assert engine.metrics.preemptions == 0
+    assert engine.metrics.computed_tokens == sum(len(p) + 1 for p in work) - engine.metrics.cached_tokens
+    assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 2) for i, p in enumerate(work))
+
+
+def test_what_waits_for_a_prefix_is_not_looked_up_at_every_step(monkeypatch):
+    shared = np.arange(3, 90)
+    work = [np.append(shared, i) for i in range(3, 30)]
+    engine = make_engine(overrides=("cache.page_size=8", "engine.chunk=8"))
+    looked = []
+    match = engine.cache.match
+    monkeypatch.setattr(engine.cache, "match", lambda *given: looked.append(1) or match(*given))
+    out = answers(engine, [request(str(i), p, max_tokens=2) for i, p in enumerate(work)])
+    assert engine.metrics.cached_tokens == 80 * (len(work) - 1)
+    assert len(looked) <= 2 * len(work)
+    assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 2) for i, p in enumerate(work))
+
+
 def test_the_tightest_pool_that_can_hold_one_sequence_serves_all_in_turn():
     engine = make_engine(overrides=("cache.pages=9", "cache.page_size=8"))
     work = prompts(5, seed=5, low=10, high=24)
@@ -144,6 +166,18 @@ def test_logprobs_and_scores_are_the_models():
         out["s"].prompt_logprobs, expected[np.arange(len(whole) - 1), whole[1:]], atol=1e-4
     )
     assert list(out["b"].token_ids) == greedy(LLAMA, prompt, 8)
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 96, 128])
+def test_scores_of_steps_of_any_size(tokens):
+    prompt = np.random.default_rng(2).integers(3, 97, 200)
+    engine = make_engine(overrides=(f"engine.max_tokens_per_step={tokens}", f"engine.chunk={tokens}"))
+    out = answers(engine, [Request(id="s", prompt_ids=prompt.astype(np.int32), score=True)])
+    expected = dense_logits(LLAMA, prompt)
+    expected = expected - np.log(np.exp(expected).sum(1, keepdims=True))
+    np.testing.assert_allclose(
+        out["s"].prompt_logprobs, expected[np.arange(len(prompt) - 1), prompt[1:]], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

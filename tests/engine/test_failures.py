@@ -45,6 +45,11 @@ def test_no_memory_for_anything_ends_the_run(monkeypatch):
     fail_above(engine, monkeypatch, 0)
     with pytest.raises(EngineError, match="no memory for a step of one token"):
         answers(engine, requests())
+    engine.check_integrity()
+    monkeypatch.undo()
+    out = answers(engine, requests())  # no page of the steps that failed is taken for computed
+    assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 10) for i, p in enumerate(WORK))
+    assert engine.planner.max_running == 8
 
 
 def test_another_fault_of_the_device_ends_the_run(monkeypatch):

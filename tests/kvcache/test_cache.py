@@ -74,6 +74,14 @@ def test_the_least_recently_used_leaf_goes_first():
     cache.check_integrity([taken])
 
 
+def test_the_book_of_leaves_does_not_grow_with_use():
+    cache = PageCache(8, PAGE)
+    for _ in range(1000):
+        cache.release(*put(cache, prompt(1, 2)))
+    assert len(cache.tree._leaves) <= cache.tree.nodes
+    assert cache.allocate(7) is not None and cache.tree.nodes == 0
+
+
 def test_pages_in_use_are_never_evicted():
     cache = PageCache(5, PAGE)
     pages, nodes = put(cache, prompt(1, 2))
