@@ -65,7 +65,8 @@ def _short(stream: Iterator[Item]) -> Iterator[Item]:
 def _request(draw: random.Random, question: str, prefix: str) -> tuple[str, dict]:
     kind = draw.random()
     if kind < 0.25:
-        return CHAT_URL, {"messages": [SYSTEM, {"role": "user", "content": question}], "max_tokens": 40}
+        body = {"messages": [SYSTEM, {"role": "user", "content": question}], "max_tokens": 40}
+        return CHAT_URL, body | ({"logprobs": True, "top_logprobs": 2, "n": 2} if kind < 0.03 else {})
     body = {"prompt": prefix + question + ARROW, "max_tokens": 40}
     if kind < 0.6:
         return COMPLETIONS_URL, body

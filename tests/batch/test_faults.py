@@ -6,10 +6,12 @@ import subprocess
 
 import pytest
 
+from convert.convert import convert
 from jaxinfer import LLM
 from jaxinfer.batch.cli import main
 
 from .mixed import mixed
+from .openai_rows import check_output_row
 from .test_command import read_rows
 from .test_kills import answers, errors
 
@@ -30,6 +32,13 @@ def finished(tmp_path_factory, llm):
     source.write_bytes(b"\n".join(mixed(ROWS).lines) + b"\n")
     assert run(source, folder / "out", llm) == 1
     return source, (folder / "out").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def another_model(shared_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "stories260K"
+    convert(shared_data("checkpoints/stories260K"), folder)
+    return folder
 
 
 @pytest.fixture
@@ -63,6 +72,18 @@ def assert_same(out, whole, tmp_path):
     rows, expected = read_rows(out), read_rows(tmp_path / "whole")
     assert sorted(row["id"] for row in rows) == sorted(row["id"] for row in expected)
     assert answers(rows) == answers(expected) and errors(rows) == errors(expected)
+
+
+def test_every_kind_of_row_is_what_openai_reads(tmp_path, finished):
+    (tmp_path / "whole").write_bytes(finished[1])
+    kinds = set()
+    for row in read_rows(tmp_path / "whole"):
+        check_output_row(row)
+        if row["error"] is None:
+            body = row["response"]["body"]
+            kinds.add((body["object"], len(body["choices"]), body["choices"][0]["logprobs"] is not None))
+    chat, text = "chat.completion", "text_completion"
+    assert {(chat, 1, False), (chat, 2, True), (text, 1, False), (text, 1, True), (text, 2, False)} == kinds
 
 
 def test_a_disk_that_fills_up_under_the_output(tmp_path, finished, llm, small_disk, capsys):
@@ -112,8 +133,8 @@ def test_an_output_cut_off_anywhere(tmp_path, finished, llm, seed):
     assert_same(out, whole, tmp_path)
 
 
-@pytest.mark.parametrize("change", ["input", "model", "settings"])
-def test_an_output_of_something_else_is_not_touched(tmp_path, finished, capsys, change):
+@pytest.mark.parametrize("change", ["input", "model", "dtype", "seed"])
+def test_an_output_of_something_else_is_not_touched(tmp_path, finished, capsys, request, change):
     source, whole = finished
     out, other = tmp_path / "out", tmp_path / "in.jsonl"
     content = whole[: len(whole) // 2]  # with a torn row, which must not be repaired either
@@ -121,7 +142,9 @@ def test_an_output_of_something_else_is_not_touched(tmp_path, finished, capsys, 
     os.utime(out, (1, 1))
     given = source.read_bytes()
     other.write_bytes(given.replace(b"Answer", b"answer") if change == "input" else given)
-    options = {"input": [], "model": ["model.dtype=bfloat16"], "settings": ["engine.seed=5"]}[change]
+    options = {"dtype": ["model.dtype=bfloat16"], "seed": ["engine.seed=5"]}.get(change, [])
+    if change == "model":
+        options = [f"model.path={request.getfixturevalue('another_model')}"]
     command = ["-i", str(other), "-o", str(out), *FIXED]
     assert main([*command, *(word for option in options for word in ("--set", option))]) == 2
     said = capsys.readouterr().err
