@@ -20,7 +20,7 @@ class Moment:
     Attributes:
       phase: "load", "survey", "first step", "steady" or "end".
       place: within the phase: a share in [0, 1).
-      rows: in "steady", as many must be in the output first; in "end", at most as many must be missing.
+      rows: in "steady", as many must be in the output first, and some be left to do; in "end", at most as many must be missing.
     """
 
     phase: str
@@ -36,6 +36,7 @@ class Run:
       before, after: custom_ids answered in the output.
       tokens: that the device was given, by custom_id.
       done: when each answer was handed over, by custom_id.
+      reached: the phase came in which it was to end.
       ended_at: when it was told to end, None if it came to its own end before that.
       spans: seconds from start to model, from model to the first device call.
     """
@@ -46,6 +47,7 @@ class Run:
     after: set[str]
     tokens: Counter
     done: dict[str, float]
+    reached: bool
     ended_at: float | None
     spans: tuple[float, float]
 
@@ -94,13 +96,15 @@ class Batch:
         before, started = self.answered(), time.monotonic()
         process = subprocess.Popen([*map(str, self._command)], stderr=subprocess.PIPE)
         try:
-            ended_at = self._end(process, moment, number, started) if moment else None
+            reached = moment is not None and self._wait(process, moment, started)
+            ended_at = self._end(process, moment, number) if reached else None
             said = process.communicate(timeout=DEADLINE)[1].decode()
         finally:
             process.kill()
         events = [json.loads(line) for line in self._log.read_bytes().splitlines()]
         assert b"Traceback" not in said.encode(), said
-        return self._account(process.returncode, said, before, events, ended_at, started)
+        tokens, done, spans = account(events, started)
+        return Run(process.returncode, said, before, self.answered(), tokens, done, reached, ended_at, spans)
 
     def lines(self) -> list[bytes]:
         """The whole lines of the output."""
@@ -112,51 +116,58 @@ class Batch:
     def answered(self) -> set[str]:
         return {row["custom_id"] for row in self.rows() if row["error"] is None}
 
-    def _end(self, process, moment, number, started) -> float | None:
-        log = self._log.open("rb")
+    def _wait(self, process, moment, started) -> bool:
+        """Whether the moment's phase came before the process ended."""
         seen, left = Counter(), self._good - len(self.answered())
-        while not (wait := self._is_now(moment, seen, left)) and process.poll() is None:
-            assert time.monotonic() - started < DEADLINE
-            time.sleep(0.001)
-            for line in iter(log.readline, b""):
-                if not line.endswith(b"\n"):  # read while it is being written
-                    log.seek(-len(line), 1)
-                    break
-                seen[json.loads(line)[1]] += 1
-        time.sleep(moment.place * (wait or 0))
+        with self._log.open("rb") as log:
+            while not self._is_now(moment, seen, left):
+                if process.poll() is not None:
+                    return False
+                assert time.monotonic() - started < DEADLINE
+                time.sleep(0.001)
+                for line in iter(log.readline, b""):
+                    if not line.endswith(b"\n"):  # read while it is being written
+                        log.seek(-len(line), 1)
+                        break
+                    seen[json.loads(line)[1]] += 1
+        return True
+
+    def _end(self, process, moment, number) -> float | None:
+        load, survey = self._spans
+        lasts = {"load": load, "survey": survey, "first step": 0.1, "steady": 0.3, "end": 0.3}
+        time.sleep(moment.place * lasts[moment.phase])
         if process.poll() is not None:
             return None
         process.send_signal(number)
         return time.monotonic()
 
-    def _is_now(self, moment, seen, left) -> float | None:
-        """Seconds over which the moment is spread, once the phase has come; None before that."""
-        load, survey = self._spans
+    def _is_now(self, moment, seen, left) -> bool:
         match moment.phase:
             case "load":
-                return load
+                return True
             case "survey":
-                return survey if seen["loaded"] else None
+                return seen["loaded"] > 0
             case "first step":
-                return 0.1 if seen["work"] else None
+                return seen["work"] > 0
             case "steady":
-                return 0.3 if seen["done"] and len(self.lines()) >= moment.rows else None
+                return 0 < seen["done"] < left and len(self.lines()) >= moment.rows
             case "end":
-                return 0.3 if seen["done"] >= left - moment.rows else None
+                return seen["done"] >= left - moment.rows
         raise ValueError(moment.phase)
 
-    def _account(self, status, said, before, events, ended_at, started) -> Run:
-        tokens, done = Counter(), {}
-        loaded = first = None
-        for when, kind, *rest in events:
-            if kind == "loaded":
-                loaded = when
-            elif kind == "work":
-                first = first or when
-                for name, _, count in rest[0]:
-                    tokens[name] += count
-            elif kind == "done":
-                assert rest[0] not in done
-                done[rest[0]] = when
-        spans = ((loaded or started) - started, (first or 0.0) - (loaded or 0.0))
-        return Run(status, said, before, self.answered(), tokens, done, ended_at, spans)
+
+def account(events, started) -> tuple[Counter, dict[str, float], tuple[float, float]]:
+    """Tokens and time of completion by custom_id, and `Run.spans`, from a witness's log."""
+    tokens, done = Counter(), {}
+    loaded = first = 0.0
+    for when, kind, *rest in events:
+        if kind == "loaded":
+            loaded = when
+        elif kind == "work":
+            first = first or when
+            for name, _, count in rest[0]:
+                tokens[name] += count
+        elif kind == "done":
+            assert rest[0] not in done
+            done[rest[0]] = when
+    return tokens, done, (loaded - started, first - loaded)
