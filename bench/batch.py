@@ -49,6 +49,7 @@ def run(*, quick: bool, options: list[str]) -> Result:
         "resuming_rows_per_s": text["resuming_rows_per_s"],
         "peak_rss_bytes": text["peak_rss_bytes"],
         "rss_growth_bytes_per_row": text["rss_growth_bytes_per_row"],
+        "rows_in_2_gib": (2**31 - text["rss_at_start_bytes"]) / text["rss_growth_bytes_per_row"],
         "journal_over_discard": statistics.median(ratios),
         "journal_share": statistics.median(shares),
     }
