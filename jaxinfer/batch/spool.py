@@ -12,11 +12,12 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from jaxinfer.batch.source import Line
-from jaxinfer.core import Request
+from jaxinfer.core import Request, SamplingParams
 from jaxinfer.errors import ConfigError, JaxInferError
 from jaxinfer.schedule.workload import Workload
 
 _BUFFER = 1 << 20
+_SHARED = 1024
 _NO_IDS = np.zeros(0, np.int32)
 
 
@@ -67,14 +68,28 @@ class Spool:
         self._rows, self._tokens = self._open(), self._open()
         self._ends, self._token_ends, self._limits = array("Q"), array("Q"), array("q")
         self._row_bytes = self._token_count = 0
+        self._samplings: list[SamplingParams] = []
+        self._sampling_index: dict[int, int] = {}  # by identity
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def add(self, request: Request, ticket: Ticket) -> None:
         line = ticket.line
-        record = (request.id, request.sampling, ticket.key, ticket.place, ticket.url, ticket.limit)
+        sampling = self._short(request.sampling)
+        record = (request.id, sampling, ticket.key, ticket.place, ticket.url, ticket.limit)
         self._append((*record, line.file, line.number, line.input), request.prompt_ids, ticket.limit)
+
+    def _short(self, sampling: SamplingParams) -> SamplingParams | int:
+        """A number for each of the first objects, which rows of a batch mostly share: most of a record, else."""
+        index = self._sampling_index.get(id(sampling))
+        if index is not None:
+            return index
+        if len(self._samplings) == _SHARED:
+            return sampling
+        self._sampling_index[id(sampling)] = len(self._samplings)
+        self._samplings.append(sampling)
+        return len(self._samplings) - 1
 
     def add_refused(self, place: int, code: str, line: bytes) -> None:
         self._append((place, code, line), _NO_IDS, 0)
@@ -96,6 +111,7 @@ class Spool:
         name, sampling, key, place, url, limit, file, number, file_index = record
         ids = np.frombuffer(_read(self._tokens, self._token_ends, index, 4), np.int32)
         line = Line(file, number, b"", file_index)
+        sampling = self._samplings[sampling] if isinstance(sampling, int) else sampling
         return Request(id=name, prompt_ids=ids, sampling=sampling), Ticket(key, place, url, line, limit)
 
     def close(self) -> None:

@@ -48,6 +48,21 @@ def test_rows_come_back_in_any_order(tmp_path, rows):
     spool.close()
 
 
+def test_sampling_that_many_rows_share_comes_back_beside_that_of_one_row(tmp_path):
+    """More than any number of objects that are told apart; made anew and let go, so that identities come again."""
+    spool, shared = Spool(str(tmp_path)), SamplingParams(temperature=0.5)
+    ticket = Ticket(bytes(16), 0, "/v1/completions", Line("in.jsonl", 1, b"", 0), 1)
+    ids = np.ones(1, np.int32)
+    for place in range(5000):
+        sampling = shared if place % 2 else SamplingParams(seed=place)
+        spool.add(Request(id=str(place), prompt_ids=ids, sampling=sampling), ticket)
+    spool.workload()
+    for place in range(5000):
+        expected = shared if place % 2 else SamplingParams(seed=place)
+        assert spool.read(place)[0].sampling == expected
+    spool.close()
+
+
 def test_a_full_disk_and_a_missing_folder_are_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"batch.spool = .*nowhere.*No such file"):
         Spool(str(tmp_path / "nowhere"))
