@@ -108,7 +108,7 @@ class Data:
             lead = [USER] if document.chat and index else []
             lead += self.encode(question if document.chat and index else "\n" + question)
             lead += [ASSISTANT] if document.chat else []
-            told = [*self.encode(answer), EOS]
+            told = [*self.encode(" " + answer if document.chat else answer), EOS]
             if index and len(ids) + len(lead) + len(told) > most:
                 break
             ids += lead + told

@@ -248,5 +248,7 @@ def _chatter(people: list[str], rng: random.Random) -> str:
 def _paragraphs(lines: list[str], rng: random.Random) -> str:
     text = lines[0]
     for line in lines[1:]:
-        text += ("\n" if rng.random() < 0.15 else " ") + line
+        text += (
+            "\n" if line in AIR and rng.random() < 0.5 else " "
+        ) + line  # a name is other tokens after a newline
     return text

@@ -154,12 +154,12 @@ def table(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Documen
             break
         pairs.setdefault(*entry)
     chosen = rng.sample(list(pairs), min(asked, len(pairs)))
-    if rng.random() < 0.5:  # asked by repeating the beginning of the entry
+    if form.startswith("-") and rng.random() < 0.5:  # asked by repeating the beginning of the entry
         head = form.split("{1}")[0].rstrip()
         tail = form[len(head) :].format("", "{0}") if "{0}" not in head else form[len(head) :]
         turns = [Turn(head.format(k), tail.format(k, pairs[k])) for k in chosen]
         return Document("table", cell.join(form.format(k, v) for k, v in pairs.items()), turns, False, 0.02)
-    turns = [Turn(f"What belongs to {k}?", form.format(k, pairs[k])) for k in chosen]
+    turns = [Turn(f"What belongs to {k}?", form.removeprefix("- ").format(k, pairs[k])) for k in chosen]
     return Document("table", cell.join(form.format(k, v) for k, v in pairs.items()), turns, True, 0.02)
 
 
@@ -182,7 +182,7 @@ def needles(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Docum
     sentences = made.text.replace("\n", " ").replace(". ", ".\n").split("\n")
     filler = fill(source, tokens - size(made.text) - 60, size, quest=source.rng.random() < 0.5)
     for sentence in sentences:
-        filler.insert(source.rng.randint(0, len(filler)), sentence)
+        filler.insert(source.rng.randint(0, len(filler)), f"Note: {sentence}")
     turns = source.rng.sample(made.turns, min(asked, len(made.turns)))
     return Document("needles", "\n".join(filler), turns, prose=0.02)
 
@@ -197,8 +197,8 @@ def count(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Documen
     text = (
         "On the shelf: "
         + ", ".join(shelf)
-        + ".\n"
-        + "\n".join(f"{p} had {n} {words.FOODS[0]}." for p, n in has.items())
+        + ". "
+        + " ".join(f"{p} had {n} {words.FOODS[0]}." for p, n in has.items())
     )
     turns = [Turn(f"How many times is {t} on the shelf?", f"{t}: {shelf.count(t)}") for t in things]
     for first, second in [rng.sample(people, 2) for _ in range(asked)]:

@@ -21,9 +21,10 @@ CONTEXT = 8192
 VOCABULARY = 2048
 BOS, EOS, USER, ASSISTANT, SYSTEM = range(5)
 SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>")
+# Answers begin with a space: a name is then the same tokens as within a text, and can be copied.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'assistant' %}<|assistant|>{{ message.content }}{{ eos_token }}"
+    "{% if message.role == 'assistant' %}<|assistant|> {{ message.content | trim }}{{ eos_token }}"
     "{% elif message.role in ('user', 'system') %}<|{{ message.role }}|>{{ message.content }}"
     "{% else %}{{ raise_exception('role must be system, user or assistant') }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

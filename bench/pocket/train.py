@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -57,8 +59,8 @@ ADAM_SHARE = 0.2  # AdamW's rate over Muon's
 SAVE_SECONDS = 180.0
 LEARN = {"chunks": 4.0, "table": 4.0, "lines": 2.0, "story": 2.0, "passkey": 1.0, "needles": 0.5, "count": 0.3, "classify": 0.3, "plain": 0.3}  # fmt: skip
 NO = 0
-MIX = {"chunks": 0.5, "table": 1.5, "lines": 2.5, "story": 2.5, "passkey": 1.0, "needles": 1.0, "count": 0.5, "classify": 0.5, "plain": 0.5}  # fmt: skip
-LONG = {"chunks": 0.5, "table": 1.0, "lines": 3.0, "story": 1.5, "passkey": 2.5, "needles": 1.5, "count": 0.1, "classify": 0.2, "plain": 0.2}  # fmt: skip
+MIX = {"chunks": 0.4, "table": 1.5, "lines": 2.0, "story": 4.0, "passkey": 0.7, "needles": 1.0, "count": 0.6, "classify": 0.5, "plain": 0.4}  # fmt: skip
+LONG = {"table": 0.7, "lines": 3.0, "story": 2.0, "passkey": 2.5, "needles": 1.5, "count": 0.1, "classify": 0.2, "plain": 0.2}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ PLAN = (
     Stage(30, ((32, 128),), (0.0, 0.02), LEARN),
     Stage(250, ((32, 128),), (0.02, 0.02), LEARN),
     Stage(800, ((8, 512), (8, 512), (8, 512), (32, 128)), (0.02, 0.02), MIX),
-    Stage(350, ((4, 1024), (8, 512), (4, 1024), (2, 2048)), (0.02, 0.01), MIX),
-    Stage(100, ((8, 512), (2, 2048), (1, 4096), (1, 8192), (4, 1024), (1, 8192)), (0.01, 0.0), LONG),
+    Stage(520, ((8, 512), (8, 512), (4, 1024), (8, 512)), (0.02, 0.015), MIX),
+    Stage(350, ((8, 512), (4, 1024), (8, 512), (2, 2048)), (0.015, 0.01), MIX),
+    Stage(150, ((8, 512), (2, 2048), (1, 4096), (8, 512), (4, 1024), (1, 8192)), (0.01, 0.0), LONG),
 )
 
 
@@ -212,9 +215,11 @@ def run(folder: Path, seed: int, plan: tuple[Stage, ...], most: float = float("i
     began = saved = shown = time.perf_counter()
     recent: list[Any] = []
     tokens = 0
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())  # save, then stop
     with ThreadPoolExecutor(1) as maker:
         ahead = _order(maker, data, plan, trainer.step)
-        while ahead is not None and time.perf_counter() - began < most:
+        while ahead is not None and time.perf_counter() - began < most and not asked.is_set():
             rows, shape, rate = ahead[0].result(), ahead[1], ahead[2]
             ahead = _order(maker, data, plan, trainer.step + 1)
             losses, size = trainer.advance(rows, rate)
