@@ -29,7 +29,7 @@ def page_attention(
     scale: factor on the scores
     returns [S, Hq, D] in q.dtype, zeros for padding rows
     """
-    implementations = {"cpu": _cpu, "xla": xla.page_attention}
+    implementations = {"mosaic_gpu": _mosaic_gpu, "cpu": _cpu, "xla": xla.page_attention}
     args = (q, k_pages, v_pages, layer, page_lists, tokens)
     return dispatch("page_attention", implementations, implementation, *args, scale=scale)
 
@@ -38,3 +38,9 @@ def _cpu(*args, **kwargs):
     from pallas_kernels.page_attention import cpu
 
     return cpu.page_attention(*args, **kwargs)
+
+
+def _mosaic_gpu(*args, **kwargs):
+    from pallas_kernels.page_attention import mosaic_gpu
+
+    return mosaic_gpu.page_attention(*args, **kwargs)

@@ -24,3 +24,12 @@ SHAPES = {
     "llama3_8b_page_32": ListShape(32, 8, 128, 32, (2048, 65, 33), 8),
     "llama2_7b_1024": ListShape(32, 32, 128, 16, (1024, 1009), 32),
 }
+
+# Small enough for the simulator of the GPU, long enough that every slot of the ring is used again.
+SIMULATED = {
+    "pocket": ListShape(12, 4, 64, 16, (330, 17, 0), 4),
+    "llama3_8b_two_heads": ListShape(8, 2, 128, 16, (1000, 64), 2),
+    "llama2_7b_two_heads": ListShape(2, 2, 128, 16, (700, 15), 2),
+    "dense_page_32": ListShape(4, 2, 128, 32, (1500, 129), 1),
+    "paper": ListShape(4, 2, 64, 16, (100, 3), 4),
+}

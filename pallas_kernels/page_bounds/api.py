@@ -24,10 +24,10 @@ def page_bounds(
     layer: int32 scalar, may be traced
     k: [T, Hkv, D] after rotation, cast to the dtype of bounds, which must be that of the pool
     slots: int32 [T] as for kv_write: page_id * page_size + offset, negative to skip the token; the tokens of one page
-        follow each other without another page between them
+        follow each other in order, without another page between them
     returns bounds
     """
-    implementations = {"cpu": _cpu, "xla": xla.page_bounds}
+    implementations = {"mosaic_gpu": _mosaic_gpu, "cpu": _cpu, "xla": xla.page_bounds}
     return dispatch(
         "page_bounds", implementations, implementation, bounds, layer, k, slots, page_size=page_size
     )
@@ -37,3 +37,9 @@ def _cpu(*args, **kwargs):
     from pallas_kernels.page_bounds import cpu
 
     return cpu.page_bounds(*args, **kwargs)
+
+
+def _mosaic_gpu(*args, **kwargs):
+    from pallas_kernels.page_bounds import mosaic_gpu
+
+    return mosaic_gpu.page_bounds(*args, **kwargs)

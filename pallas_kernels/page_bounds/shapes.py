@@ -22,3 +22,9 @@ SHAPES = {
     "llama3_8b_page_32": BoundsShape(2, 128, 8, 32, 128, ((0, 70), (31, 2), (64, 1))),
     "tiny": BoundsShape(3, 9, 2, 8, 8, ((0, 17), (7, 2), (5, 1))),
 }
+
+# Small enough for the simulator of the GPU.
+SIMULATED = {
+    "head_128": BoundsShape(2, 16, 2, 16, 128, ((0, 20), (31, 2), (16, 1), (5, 1))),
+    "head_64_page_32": BoundsShape(2, 8, 2, 32, 64, ((0, 40), (31, 2), (5, 1))),
+}

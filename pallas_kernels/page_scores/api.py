@@ -27,7 +27,7 @@ def page_scores(
     kv_len: int32 [S], at most P * page_size; 0 is a padding row
     returns float32 [S, Hq, P]; what stands past a row's last page has no meaning
     """
-    implementations = {"cpu": _cpu, "xla": xla.page_scores}
+    implementations = {"mosaic_gpu": _mosaic_gpu, "cpu": _cpu, "xla": xla.page_scores}
     args = (q, bounds, layer, page_table, kv_len)
     return dispatch("page_scores", implementations, implementation, *args, page_size=page_size)
 
@@ -36,3 +36,9 @@ def _cpu(*args, **kwargs):
     from pallas_kernels.page_scores import cpu
 
     return cpu.page_scores(*args, **kwargs)
+
+
+def _mosaic_gpu(*args, **kwargs):
+    from pallas_kernels.page_scores import mosaic_gpu
+
+    return mosaic_gpu.page_scores(*args, **kwargs)

@@ -22,3 +22,10 @@ SHAPES = {
     "llama3_8b_page_32": PagesShape(32, 8, 128, 32, (4096, 4095, 33)),
     "llama2_7b_4k": PagesShape(32, 32, 128, 16, (4096, 1111)),
 }
+
+# Small enough for the simulator of the GPU.
+SIMULATED = {
+    "pocket_2k": PagesShape(12, 4, 64, 16, (2000, 33, 17, 0)),
+    "llama3_8b_two_heads": PagesShape(8, 2, 128, 16, (1300, 1024)),
+    "wide_group_page_32": PagesShape(20, 2, 128, 32, (2100, 31)),
+}

@@ -45,7 +45,7 @@ def page_select(
     top_p: below 1, rows with more than `keep` pages choose only as many as hold this share of the weight that the
         scores stand for, at least first + last + 1 (after Twilight, arXiv 2502.02770)
     """
-    implementations = {"cpu": _cpu, "xla": xla.page_select}
+    implementations = {"mosaic_gpu": _mosaic_gpu, "cpu": _cpu, "xla": xla.page_select}
     settings = {"width": width, "first": first, "last": last, "scale": scale, "top_p": top_p}
     positions, count = dispatch(
         "page_select", implementations, implementation, scores, pages, keep, **settings
@@ -57,3 +57,9 @@ def _cpu(*args, **kwargs):
     from pallas_kernels.page_select import cpu
 
     return cpu.page_select(*args, **kwargs)
+
+
+def _mosaic_gpu(*args, **kwargs):
+    from pallas_kernels.page_select import mosaic_gpu
+
+    return mosaic_gpu.page_select(*args, **kwargs)

@@ -1,0 +1,91 @@
+"""What is compiled: every kernel with the shapes of real models, taken from its own shapes."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.page_attention import mosaic_gpu as attention
+from pallas_kernels.page_attention.shapes import SHAPES as ATTENTION_SHAPES
+from pallas_kernels.page_bounds import mosaic_gpu as bounds
+from pallas_kernels.page_bounds.shapes import SHAPES as BOUNDS_SHAPES
+from pallas_kernels.page_scores import mosaic_gpu as scores
+from pallas_kernels.page_scores.shapes import SHAPES as SCORES_SHAPES
+from pallas_kernels.page_select import mosaic_gpu as select
+from pallas_kernels.page_select.shapes import SHAPES as SELECT_SHAPES
+
+LAYERS, POOL_PAGES = 2, 4096
+
+Array = tuple[tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program: a function and the shapes and dtypes of its arguments.
+
+    Attributes:
+      in_place: the first argument is donated and must not be copied.
+    """
+
+    run: Callable
+    arguments: tuple[Array, ...]
+    in_place: bool = False
+
+
+def _attention(shape) -> Case:
+    rows = len(shape.tokens)
+    pool = ((LAYERS, POOL_PAGES, shape.kv_heads, shape.page_size, shape.head_dim), "bfloat16")
+    width = -(-max(shape.tokens) // shape.page_size)
+    q = ((rows, shape.q_heads, shape.head_dim), "bfloat16")
+    lists, tokens = ((rows, shape.lists, width), "int32"), ((rows, shape.lists), "int32")
+    run = functools.partial(attention.page_attention, scale=shape.head_dim**-0.5)
+    return Case(run, (q, pool, pool, ((), "int32"), lists, tokens))
+
+
+def _scores(shape) -> Case:
+    rows, width = len(shape.kv_len), -(-max(shape.kv_len) // shape.page_size)
+    q = ((rows, shape.q_heads, shape.head_dim), "bfloat16")
+    pool = ((LAYERS, POOL_PAGES, shape.kv_heads, 2, shape.head_dim), "bfloat16")
+    run = functools.partial(scores.page_scores, page_size=shape.page_size)
+    return Case(run, (q, pool, ((), "int32"), ((rows, width), "int32"), ((rows,), "int32")))
+
+
+def _select(shape) -> Case:
+    rows = len(shape.pages)
+    given = ((rows, shape.heads, shape.group, max(shape.pages)), "float32")
+    settings = {"width": shape.keep, "first": shape.first, "last": shape.last}
+    run = functools.partial(select.page_select, scale=0.1, top_p=1.0, **settings)
+    return Case(run, (given, ((rows,), "int32"), ((rows,), "int32")))
+
+
+def _bounds(shape) -> Case:
+    tokens = sum(count for _, count in shape.runs)
+    pool = ((LAYERS, POOL_PAGES, shape.kv_heads, 2, shape.head_dim), "bfloat16")
+    k = ((tokens, shape.kv_heads, shape.head_dim), "bfloat16")
+    run = functools.partial(bounds.page_bounds, page_size=shape.page_size)
+    return Case(run, (pool, ((), "int32"), k, ((tokens,), "int32")), in_place=True)
+
+
+def _bounds_of_all_layers(shape) -> Case:
+    """As in a model: a scan over layers that carries the bounds."""
+    one = _bounds(shape)
+
+    def run(pool, k, slots):
+        def layer(pool, index):
+            return one.run(pool, index, k, slots), None
+
+        return jax.lax.scan(layer, pool, jnp.arange(LAYERS))[0]
+
+    pool, _, k, slots = one.arguments
+    return Case(run, (pool, k, slots), in_place=True)
+
+
+CASES = {
+    **{f"page_attention {name}": _attention(shape) for name, shape in ATTENTION_SHAPES.items()},
+    **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
+    **{f"page_select {name}": _select(shape) for name, shape in SELECT_SHAPES.items()},
+    **{f"page_bounds {name}": _bounds(shape) for name, shape in BOUNDS_SHAPES.items() if name != "tiny"},
+    "page_bounds scan": _bounds_of_all_layers(BOUNDS_SHAPES["llama3_8b_decode"]),
+}

@@ -1,0 +1,47 @@
+"""Reads what the compiler leaves about a kernel in MOSAIC_GPU_DUMP_TO."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# Of a Hopper processor: registers, bytes of shared memory, and what a block takes of it beside its own.
+REGISTERS, SHARED_BYTES, BLOCK_OVERHEAD = 65536, 233472, 1024
+# The kernels have one warpgroup, and registers are handed out to warps by 256, that is 8 to a thread.
+THREADS, GRANULE = 128, 8
+
+
+class Failure(Exception):
+    """Why a kernel does not pass."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Resources of one kernel: registers of a thread, bytes spilled to memory, bytes of shared memory."""
+
+    registers: int
+    spilled: int
+    shared_bytes: int
+
+    @property
+    def blocks_per_processor(self) -> int:
+        by_registers = REGISTERS // (-(-self.registers // GRANULE) * GRANULE * THREADS)
+        return min(by_registers, SHARED_BYTES // (self.shared_bytes + BLOCK_OVERHEAD))
+
+
+def kernels_of(folder: Path) -> list[Kernel]:
+    """Raises Failure where there is none, or a report that this does not understand."""
+    reports = sorted(folder.glob("*.ptxas"))
+    if not reports:
+        raise Failure("no Mosaic kernel was compiled")
+    return [read(path.read_text(), path.with_suffix(".resources.txt").read_text()) for path in reports]
+
+
+def read(assembler: str, resources: str) -> Kernel:
+    registers = re.search(r"Used (\d+) registers", assembler)
+    spilled = re.search(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", assembler
+    )
+    shared = re.search(r"smem_scratch_bytes=(\d+)", resources)
+    if not (registers and spilled and shared):
+        raise Failure(f"the compiler's report reads differently: {assembler[:200]!r}, {resources[:200]!r}")
+    return Kernel(int(registers[1]), max(map(int, spilled.groups())), int(shared[1]))

@@ -1,0 +1,191 @@
+"""page_attention for Hopper: one warpgroup per row, head and part of the list; pages come by TMA, four at a time.
+
+Bytes: every listed page once, 4 * tokens * D * Hkv for bfloat16 keys and values, which is the floor; beside it the
+parts' partial outputs, written and read once: 8 * G * D + 16 * G bytes per part of at least MIN_STEPS * 4 pages, that
+is at most G * 2 / (MIN_STEPS * 4 * page) of the keys and values, 6 % with G 4 and pages of 16, and 4 bytes per page id.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels._mosaic import mma, pl, plgpu, processors, swizzled
+
+# Pages of one step, one for each warp of the warpgroup to copy.
+PAGES = 4
+# Rows of the tensor core's smallest tile: the query heads of a KV head, padded.
+ROWS = 16
+# A part shorter than this would spend more on its partial output than it gains.
+MIN_STEPS = 2
+LOWEST = -1e30
+LOG2_E = math.log2(math.e)
+
+
+def page_attention(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    layer: jax.Array | int,
+    page_lists: jax.Array,
+    tokens: jax.Array,
+    *,
+    scale: float,
+) -> jax.Array:
+    """See `api.page_attention`."""
+    rows, q_heads, head_dim = q.shape
+    layers, pages, kv_heads, page_size, _ = k_pages.shape
+    lists, width = page_lists.shape[1:]
+    heads = max(lists, kv_heads)
+    group = q_heads // heads
+    multiprocessors = processors()
+    _check(q.dtype, k_pages.dtype, v_pages.dtype, head_dim, page_size, group)
+
+    steps = -(-width // PAGES)
+    parts = max(1, min(-(-2 * multiprocessors // (rows * heads)), steps // MIN_STEPS))
+    # A page of one KV head is one entry of the flat pool.
+    entries = (page_lists.astype(jnp.int32) + jnp.asarray(layer, jnp.int32) * pages) * kv_heads
+    flat = (layers * pages * kv_heads, page_size, head_dim)
+    grouped = jnp.pad(q.reshape(rows, heads, group, head_dim), ((0, 0), (0, 0), (0, ROWS - group), (0, 0)))
+    body = functools.partial(
+        _attend_part, parts=parts, width=width, lists=lists, share=heads // kv_heads, scale=scale * LOG2_E
+    )
+    kernel = plgpu.kernel(
+        body,
+        out_type=(
+            jax.ShapeDtypeStruct((rows, heads, parts, group, head_dim), jnp.float32),
+            jax.ShapeDtypeStruct((rows, heads, parts, 2, ROWS), jnp.float32),
+        ),
+        grid=(rows, heads, parts),
+        grid_names=("row", "head", "part"),
+        kernel_name="page_attention",
+        scratch_types=_scratch(page_size, head_dim),
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )
+    limit = jnp.clip(tokens.astype(jnp.int32), 0, width * page_size)
+    partial, statistics = kernel(entries, limit, grouped, k_pages.reshape(flat), v_pages.reshape(flat))
+    return _merge(partial, statistics[..., :group], q)
+
+
+def _check(dtype, k_dtype, v_dtype, head_dim, page_size, group):
+    if {jnp.dtype(t).name for t in (dtype, k_dtype, v_dtype)} != {"bfloat16"}:
+        raise NotImplementedError(f"queries of {dtype}, pools of {k_dtype} and {v_dtype}; bfloat16")
+    if head_dim not in (64, 128) or page_size not in (16, 32):
+        raise NotImplementedError(f"head dimension {head_dim}, page size {page_size}; 64 or 128, 16 or 32")
+    if group > ROWS:
+        raise NotImplementedError(f"{group} query heads to a KV head; at most {ROWS}")
+
+
+def _scratch(page_size, head_dim):
+    keys = PAGES * page_size
+    stages = 3 if page_size == 16 else 2
+    ring = plgpu.SMEM((stages, keys, head_dim), jnp.bfloat16, transforms=swizzled(head_dim))
+    query = plgpu.SMEM((ROWS, head_dim), jnp.bfloat16, transforms=swizzled(head_dim))
+    weights = plgpu.SMEM((ROWS, keys), jnp.bfloat16, transforms=swizzled(keys))
+    arrived = plgpu.Barrier(num_arrivals=PAGES, num_barriers=stages)
+    return {
+        "k_ring": ring,
+        "v_ring": ring,
+        "tiles": plgpu.RefUnion(
+            (query, weights),
+            (plgpu.SMEM((ROWS, head_dim), jnp.float32), plgpu.SMEM((2, ROWS), jnp.float32)),
+        ),
+        "k_arrived": arrived,
+        "v_arrived": arrived,
+        "q_arrived": plgpu.Barrier(),
+    }
+
+
+def _attend_part(
+    entries, tokens, q, k_pages, v_pages, out, statistics,
+    *, k_ring, v_ring, tiles, k_arrived, v_arrived, q_arrived, parts, width, lists, share, scale,
+):  # fmt: skip
+    (q_tile, p_tile), (out_tile, statistics_tile) = tiles
+    row, head, part = (lax.axis_index(name) for name in ("row", "head", "part"))
+    mine = head if lists > 1 else 0
+    stages, keys, head_dim = k_ring.shape
+    page_size = keys // PAGES
+    length = tokens[row, mine]
+    steps = (length + keys - 1) // keys
+    each = (steps + parts - 1) // parts
+    begin = part * each
+    count = jnp.clip(steps - begin, 0, each)
+
+    def request(step):
+        """Copies the pages of a step into its slot of the ring."""
+
+        @pl.when(step < count)
+        def _():
+            slot = lax.rem(step, stages)
+
+            @plgpu.warp_map
+            def _(warp):
+                entry = entries[row, mine, jnp.minimum((begin + step) * PAGES + warp, width - 1)]
+                entry = entry + head // share
+                to = pl.ds(warp * page_size, page_size)
+                plgpu.copy_gmem_to_smem(k_pages.at[entry], k_ring.at[slot, to], k_arrived.at[slot])
+                plgpu.copy_gmem_to_smem(v_pages.at[entry], v_ring.at[slot, to], v_arrived.at[slot])
+
+    plgpu.copy_gmem_to_smem(q.at[row, head], q_tile, q_arrived)
+    for step in range(stages - 1):
+        request(step)
+    plgpu.barrier_wait(q_arrived)
+
+    layout = plgpu.Layout
+    left, right, total = (
+        make(jnp.bfloat16, m_warps=1) for make in (layout.MMA_LHS, layout.MMA_RHS, layout.MMA_ACC)
+    )
+    queries = plgpu.load(q_tile, layout=left, optimized=False)
+
+    def along_rows(vector, columns):
+        return lax.broadcast_in_dim(vector, (ROWS, columns), (0,))
+
+    def one_step(step, carry):
+        top, summed, acc = carry
+        slot = lax.rem(step, stages)
+        plgpu.commit_smem()
+        request(step + stages - 1)
+        plgpu.barrier_wait(k_arrived.at[slot])
+        k = plgpu.load(k_ring.at[slot].T, layout=right, optimized=False)
+        scores = mma(plgpu.layout_cast(jnp.zeros((ROWS, keys), jnp.float32), total), queries, k) * scale
+        held = length - (begin + step) * keys
+        column = plgpu.broadcasted_iota(jnp.int32, (ROWS, keys), 1, layout=total)
+        scores = jnp.where(column < held, scores, LOWEST)
+        new_top = jnp.maximum(top, scores.max(axis=1))
+        keep = jnp.exp2(top - new_top)
+        weights = jnp.exp2(scores - along_rows(new_top, keys))
+        summed = summed * keep + weights.sum(axis=1)
+        p_tile[...] = weights.astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        weights = plgpu.load(p_tile, layout=left, optimized=False)
+        plgpu.barrier_wait(v_arrived.at[slot])
+        v = plgpu.load(v_ring.at[slot], layout=right, optimized=False)
+        # What no token has written may be NaN, and NaN times a weight of 0 is NaN.
+        token = plgpu.broadcasted_iota(jnp.int32, (keys, head_dim), 0, layout=right)
+        v = jnp.where(token < held, v, jnp.zeros_like(v))
+        return new_top, summed, mma(acc * along_rows(keep, head_dim), weights, v)
+
+    def vector(value):
+        return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), total.reduce(1))
+
+    acc = plgpu.layout_cast(jnp.zeros((ROWS, head_dim), jnp.float32), total)
+    top, summed, acc = lax.fori_loop(0, count, one_step, (vector(LOWEST), vector(0.0), acc))
+    plgpu.commit_smem()
+    out_tile[...] = acc
+    statistics_tile[0, :] = top
+    statistics_tile[1, :] = summed
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(out_tile.at[pl.ds(0, out.shape[3])], out.at[row, head, part])
+    plgpu.copy_smem_to_gmem(statistics_tile, statistics.at[row, head, part])
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _merge(partial, statistics, q):
+    """partial: [S, H, parts, G, D], statistics: [S, H, parts, 2, G] of powers of two -> as q."""
+    top, summed = statistics[..., 0, :], statistics[..., 1, :]
+    share = jnp.exp2(top - top.max(axis=2, keepdims=True))
+    total = (summed * share).sum(axis=2)
+    out = (partial * share[..., None]).sum(axis=2) / jnp.where(total > 0, total, 1)[..., None]
+    return out.reshape(q.shape).astype(q.dtype)

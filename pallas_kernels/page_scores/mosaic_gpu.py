@@ -1,0 +1,96 @@
+"""page_scores for Hopper: the bound is one matmul of both bounds with the negative and the positive part of q.
+
+A block scores 64 pages of one row and KV head for all its query heads. Pages lie anywhere, so their rows of bounds
+come by one TMA each; five blocks share a processor and keep their copies in flight.
+
+Bytes: 4 * D per page and KV head for bfloat16 bounds, each once, which is the floor (metadata of the reference
+formula); beside it 4 * G per page of scores written and 4 of page ids: 4 % with D 128 and G 4.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels._mosaic import pl, plgpu, processors, stage_types, swizzled, wgmma_from_registers
+
+# Rows of the tensor core's tile; columns come in eights.
+PAGES, COLUMNS = 64, 8
+WARPS = 4
+
+
+def page_scores(
+    q: jax.Array,
+    bounds: jax.Array,
+    layer: jax.Array | int,
+    page_table: jax.Array,
+    kv_len: jax.Array,
+    *,
+    page_size: int,
+) -> jax.Array:
+    """See `api.page_scores`."""
+    rows, q_heads, head_dim = q.shape
+    layers, pages, kv_heads = bounds.shape[:3]
+    group, width = q_heads // kv_heads, page_table.shape[1]
+    processors()
+    if {jnp.dtype(a.dtype).name for a in (q, bounds)} != {"bfloat16"}:
+        raise NotImplementedError(f"queries of {q.dtype}, bounds of {bounds.dtype}; bfloat16")
+    if head_dim not in (64, 128):
+        raise NotImplementedError(f"head dimension {head_dim}; 64 or 128")
+
+    columns = -(-group // COLUMNS) * COLUMNS
+    q = q.reshape(rows, kv_heads, 1, group, head_dim)
+    signed = jnp.concatenate(
+        [jnp.minimum(q, 0), jnp.maximum(q, 0)], axis=2
+    )  # as the bounds: [S, Hkv, 2, G, D]
+    signed = jnp.pad(signed, ((0, 0), (0, 0), (0, 0), (0, columns - group), (0, 0)))
+    # A page of one KV head is one entry of the flat bounds.
+    entries = (page_table.astype(jnp.int32) + jnp.asarray(layer, jnp.int32) * pages) * kv_heads
+    entries = jnp.pad(entries, ((0, 0), (0, -width % PAGES)))
+    own = -(-kv_len.astype(jnp.int32) // page_size)
+    kernel = plgpu.kernel(
+        functools.partial(_score_block, group=group),
+        out_type=jax.ShapeDtypeStruct((rows, q_heads, entries.shape[1]), jnp.float32),
+        grid=(rows, kv_heads, entries.shape[1] // PAGES),
+        grid_names=("row", "head", "block"),
+        kernel_name="page_scores",
+        scratch_types={
+            "tile": plgpu.SMEM((PAGES, 2, head_dim), jnp.bfloat16),
+            "queries": plgpu.SMEM((2, columns, head_dim), jnp.bfloat16, transforms=swizzled(head_dim)),
+            "arrived": plgpu.Barrier(num_arrivals=PAGES + 1),
+            "stage": stage_types((PAGES, head_dim), jnp.bfloat16),
+        },
+    )
+    flat = bounds.reshape(layers * pages * kv_heads, 2, head_dim)
+    return kernel(entries, own, signed, flat)[..., :width]
+
+
+def _score_block(entries, own, signed, bounds, out, *, tile, queries, arrived, stage, group):
+    row, head, block = (lax.axis_index(name) for name in ("row", "head", "block"))
+    first = block * PAGES
+    columns = queries.shape[1]
+
+    @pl.when(first < own[row])
+    def _():
+        plgpu.copy_gmem_to_smem(signed.at[row, head], queries, arrived)
+
+        @plgpu.warp_map
+        def _(warp):
+            for i in range(PAGES // WARPS):
+                page = warp * (PAGES // WARPS) + i
+                entry = entries[row, first + page] + head
+                plgpu.copy_gmem_to_smem(bounds.at[entry], tile.at[page], arrived)
+
+        plgpu.barrier_wait(arrived)
+
+        def multiply(total):
+            for bound in range(2):
+                values = plgpu.load(tile.at[:, bound], layout=plgpu.Layout.WGMMA, optimized=False)
+                wgmma_from_registers(total, values, queries.at[bound].T, stage)
+            return total[...]
+
+        scores = pl.run_scoped(multiply, plgpu.ACC((PAGES, columns), jnp.float32))
+        column = plgpu.broadcasted_iota(jnp.int32, (PAGES, columns), 1, layout=plgpu.Layout.WGMMA)
+        for g in range(group):
+            out[row, head * group + g, pl.ds(first, PAGES)] = jnp.where(column == g, scores, 0).sum(axis=1)

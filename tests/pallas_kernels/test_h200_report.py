@@ -1,0 +1,33 @@
+"""What is read from the compiler's reports."""
+
+import pytest
+
+from pallas_kernels._h200.report import Failure, kernels_of, read
+
+ASSEMBLER = """ptxas info    : Compiling entry function 'page_attention_mosaic_gpu_kernel' for 'sm_90a'
+    {} bytes stack frame, {} bytes spill stores, {} bytes spill loads
+ptxas info    : Used {} registers, used 2 barriers, 1 bytes smem"""
+RESOURCES = "Resources(smem_scratch_bytes={}, tmem_scratch_cols=0, barrier_counts=Counter())"
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "blocks"),
+    [(128, 109568, 2), (129, 0, 3), (247, 1024, 2), (94, 38912, 5), (32, 142336, 1)],
+)
+def test_blocks_per_processor(registers, shared, blocks):
+    kernel = read(ASSEMBLER.format(0, 0, 0, registers), RESOURCES.format(shared))
+    assert (kernel.registers, kernel.spilled, kernel.shared_bytes) == (registers, 0, shared)
+    assert kernel.blocks_per_processor == blocks
+
+
+def test_spills_are_seen():
+    assert read(ASSEMBLER.format(104, 104, 96, 255), RESOURCES.format(0)).spilled == 104
+
+
+def test_a_missing_or_unknown_report_is_a_failure(tmp_path):
+    with pytest.raises(Failure, match="no Mosaic kernel"):
+        kernels_of(tmp_path)
+    (tmp_path / "a.ptxas").write_text("all fine")
+    (tmp_path / "a.resources.txt").write_text(RESOURCES.format(0))
+    with pytest.raises(Failure, match="reads differently: 'all fine'"):
+        kernels_of(tmp_path)

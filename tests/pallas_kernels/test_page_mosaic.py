@@ -1,0 +1,99 @@
+"""The Hopper kernels against their XLA twins, in the simulator, with races looked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_page_attention as attention_tests
+import test_page_bounds as bounds_tests
+import test_page_scores as scores_tests
+import test_page_select as select_tests
+
+from pallas_kernels._mosaic import plgpu, simulator
+from pallas_kernels.page_attention import page_attention
+from pallas_kernels.page_attention import shapes as attention_shapes
+from pallas_kernels.page_bounds import page_bounds
+from pallas_kernels.page_bounds import shapes as bounds_shapes
+from pallas_kernels.page_scores import page_scores
+from pallas_kernels.page_scores import shapes as scores_shapes
+from pallas_kernels.page_select import page_select
+from pallas_kernels.page_select import shapes as select_shapes
+
+
+def both(op, *args, **kwargs):
+    """Results of the simulated kernel and of the twin."""
+    with simulator():
+        got = jax.block_until_ready(op(*args, **kwargs, implementation="mosaic_gpu"))
+    return got, op(*args, **kwargs, implementation="xla")
+
+
+def test_the_simulator_finds_a_race():
+    def both_write(out, tile):
+        tile[...] = jnp.full((128,), jax.lax.axis_index("group"), jnp.float32)
+        out[...] = tile[...]
+
+    kernel = plgpu.kernel(
+        both_write,
+        out_type=jax.ShapeDtypeStruct((128,), jnp.float32),
+        num_threads=2,
+        thread_name="group",
+        scratch_types=(plgpu.SMEM((128,), jnp.float32),),
+    )
+    with pytest.raises((AssertionError, RuntimeError), match=r"(?i)race"), simulator():
+        jax.block_until_ready(kernel())
+
+
+@pytest.mark.parametrize("name", bounds_shapes.SIMULATED)
+def test_page_bounds(name):
+    shape = bounds_shapes.SIMULATED[name]
+    bounds, k, slots = bounds_tests.make(shape, jnp.bfloat16)
+    got, want = both(page_bounds, bounds, 1, k, jnp.asarray(slots), page_size=shape.page_size)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", scores_shapes.SIMULATED)
+def test_page_scores(name):
+    shape = scores_shapes.SIMULATED[name]
+    scores = both(page_scores, *scores_tests.make(shape, jnp.bfloat16), page_size=shape.page_size)
+    for mine, want in zip(*(scores_tests.own_scores(s, shape) for s in scores)):
+        np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", select_shapes.SIMULATED)
+def test_page_select(name):
+    shape = select_shapes.SIMULATED[name]
+    kind = "ties" if shape.group == 1 else "normal"
+    scores, pages, keep = select_tests.make(shape, kind)
+    settings = {"width": shape.keep, "first": shape.first, "last": shape.last, "scale": 0.125}
+    got, want = both(page_select, scores, pages, keep, **settings)
+    assert select_tests.chosen(got) == select_tests.chosen(want)
+
+
+@pytest.mark.parametrize("name", attention_shapes.SIMULATED)
+def test_page_attention(name):
+    args = attention_tests.make(attention_shapes.SIMULATED[name], jnp.bfloat16)
+    got, want = both(page_attention, *args, scale=0.2)
+    np.testing.assert_allclose(
+        np.asarray(got, np.float32), np.asarray(want, np.float32), rtol=2e-2, atol=1e-2
+    )
+
+
+def test_attention_feels_nothing_that_nobody_has_written():
+    shape = attention_shapes.SIMULATED["llama2_7b_two_heads"]
+    q, k_pages, v_pages, layer, lists, tokens = attention_tests.make(shape, jnp.bfloat16)
+    dirty = [p.at[0].set(jnp.nan) for p in (k_pages, v_pages)]  # another layer
+    last = np.asarray(lists)[1, :, 0]  # of the row of 15 tokens
+    dirty = [p.at[1, last, :, 15].set(jnp.nan) for p in dirty]
+    row = slice(1, 2)
+    got, want = both(page_attention, q[row], *dirty, layer, lists[row], tokens[row], scale=0.2)
+    assert not np.isnan(np.asarray(got, np.float32)).any()
+    np.testing.assert_allclose(
+        np.asarray(got, np.float32), np.asarray(want, np.float32), rtol=2e-2, atol=1e-2
+    )
+
+
+def test_without_a_hopper_gpu_the_kernels_say_so():
+    shape = attention_shapes.SIMULATED["paper"]
+    args = attention_tests.make(shape, jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="H200"):
+        page_attention(*args, scale=0.2, implementation="mosaic_gpu")
