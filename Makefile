@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(notdir $(CONSTRAINTS))
 export XDG_CACHE_HOME ?= $(CURDIR)/.cache
 
-.PHONY: demo test lint types peers clean
+.PHONY: demo test lint types h200 compile-h200 peers clean
 
 demo: $(INSTALLED)
 	$(PY) -m jaxinfer.demo
@@ -24,6 +24,13 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(PY) -m mypy
 
+# Compiles the GPU kernels for an H200 on a machine without one, in an environment of its own.
+h200:
+	$(MAKE) compile-h200 VENV=.venv-h200 EXTRAS=h200
+
+compile-h200: $(INSTALLED)
+	$(PY) -m pallas_kernels._h200
+
 # The environment of `python -m bench peers`: torch and transformers, nothing of ours.
 peers: $(INSTALLED)
 	test -x .venv-peers/bin/python || $(PY) -m venv .venv-peers
@@ -37,4 +44,4 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS) find-python.sh
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .cache build *.egg-info
+	rm -rf .venv .venv-newest .venv-h200 .cache build *.egg-info
