@@ -88,7 +88,10 @@ class Data:
             run = rng.choices(alphabet, k=size)
             runs[tuple(run[:key])] = run + stop
         again = rng.sample(list(runs.values()), len(runs))
-        ids = [BOS, *(t for run in runs.values() for t in run), BOS, *(t for run in again for t in run)]
+        first = list(runs.values())
+        if rng.random() < 0.6:  # what belongs to a key stands before it
+            first = [run[key:size] + run[:key] + stop for run in first]
+        ids = [BOS, *(t for run in first for t in run), BOS, *(t for run in again for t in run)]
         asked = [0.0] * key + [1.0] * (size - key) + [0.2] * len(stop)
         return ids, [0.0] * (len(ids) - len(again) * len(asked)) + asked * len(again)
 

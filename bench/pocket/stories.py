@@ -226,6 +226,20 @@ def story(source: Source, facts: int, chatter: float = 0.5) -> Story:
     return Story(_paragraphs(lines, rng), turns)
 
 
+def index(source: Source, facts: int) -> Story:
+    """Sentences about things, and what belongs to each thing in one line: dense practice in looking backwards."""
+    rng, fresh = source.rng, _Fresh(source)
+    people = [fresh.name() for _ in range(max(3, facts // 2))]
+    lines, turns = [], []
+    for _ in range(min(facts, len(words.THINGS))):
+        kind, person = rng.choice(("put", "found", "gave", "cost", "found")), rng.choice(people)
+        values = _values(kind, person, [other for other in people if other != person], fresh)
+        lines.append(source.phrase(FACTS[kind][0].told).format(*values))
+        turns.append(Turn(f"the {values[1]}:", " " + " ".join((values[0], *values[2:]))))
+    rng.shuffle(turns)
+    return Story(" ".join(lines), turns)
+
+
 def _opening(people: list[str], rng: random.Random) -> str:
     some = people[:3]
     listed = ", ".join(some[:-1]) + " and " + some[-1]

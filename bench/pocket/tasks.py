@@ -9,6 +9,7 @@ from typing import Literal
 
 from bench.pocket import words
 from bench.pocket.stories import AIR, Turn, story
+from bench.pocket.stories import index as story_index
 from bench.pocket.words import Source
 
 GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."  # Quest's filler
@@ -176,6 +177,12 @@ def story_questions(source: Source, tokens: int, size: Size, *, asked: int = 1) 
     return Document("story", made.text, turns, prose=0.25)
 
 
+def index(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Document:
+    """Sentences about things, then who and what belongs to each: for training only."""
+    made = story_index(source, max(2, tokens // 15))
+    return Document("index", made.text, made.turns[:asked], chat=False, prose=0.05)
+
+
 def needles(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Document:
     """Facts of a story, a few, each in a line of its own, somewhere in filler."""
     made = story(source, 2 + source.rng.randint(0, 4), 0.0)
@@ -244,7 +251,7 @@ def plain(source: Source, tokens: int, size: Size, *, asked: int = 0) -> Documen
 Task = Literal["passkey", "lines", "table", "story", "needles", "count", "classify", "plain"]
 MAKERS: dict[str, Callable[..., Document]] = {
     "lines": lines, "table": table, "story": story_questions, "needles": needles, "count": count,
-    "classify": classify, "plain": plain,
+    "classify": classify, "plain": plain, "index": index,
 }  # fmt: skip
 
 

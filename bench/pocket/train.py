@@ -59,7 +59,7 @@ ADAM_SHARE = 0.2  # AdamW's rate over Muon's
 SAVE_SECONDS = 180.0
 LEARN = {"chunks": 4.0, "table": 4.0, "lines": 2.0, "story": 2.0, "passkey": 1.0, "needles": 0.5, "count": 0.3, "classify": 0.3, "plain": 0.3}  # fmt: skip
 NO = 0
-MIX = {"chunks": 0.4, "table": 1.5, "lines": 2.0, "story": 4.0, "passkey": 0.7, "needles": 1.0, "count": 0.6, "classify": 0.5, "plain": 0.4}  # fmt: skip
+MIX = {"chunks": 1.2, "index": 2.5, "table": 0.8, "lines": 1.5, "story": 3.5, "passkey": 0.5, "needles": 0.7, "count": 0.4, "classify": 0.4, "plain": 0.4}  # fmt: skip
 LONG = {"table": 0.7, "lines": 3.0, "story": 2.0, "passkey": 2.5, "needles": 1.5, "count": 0.1, "classify": 0.2, "plain": 0.2}  # fmt: skip
 
 
@@ -83,9 +83,9 @@ PLAN = (
     Stage(30, ((32, 128),), (0.0, 0.02), LEARN),
     Stage(250, ((32, 128),), (0.02, 0.02), LEARN),
     Stage(800, ((8, 512), (8, 512), (8, 512), (32, 128)), (0.02, 0.02), MIX),
-    Stage(520, ((8, 512), (8, 512), (4, 1024), (8, 512)), (0.02, 0.015), MIX),
-    Stage(350, ((8, 512), (4, 1024), (8, 512), (2, 2048)), (0.015, 0.01), MIX),
-    Stage(150, ((8, 512), (2, 2048), (1, 4096), (8, 512), (4, 1024), (1, 8192)), (0.01, 0.0), LONG),
+    Stage(820, ((8, 512), (8, 512), (8, 512), (4, 1024)), (0.02, 0.015), MIX),
+    Stage(250, ((8, 512), (4, 1024), (8, 512), (2, 2048)), (0.015, 0.01), MIX),
+    Stage(120, ((8, 512), (2, 2048), (1, 4096), (8, 512), (4, 1024), (1, 8192)), (0.01, 0.0), LONG),
 )
 
 
