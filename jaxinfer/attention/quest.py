@@ -175,10 +175,12 @@ def _listed(policy: QuestPolicy, positions, count, page_table, kv_len) -> Select
     flat = jnp.take_along_axis(page_table, positions.reshape(rows, choosers * width), axis=1)
     listed = jnp.arange(width) < count[..., None]
     page_lists = jnp.where(listed, flat.reshape(positions.shape), 0)
-    final = jnp.take_along_axis(positions, jnp.maximum(count - 1, 0)[..., None], axis=2)[..., 0]
     pages = _pages(kv_len, policy.page_size)
     missing = (pages * policy.page_size - kv_len)[:, None]  # slots of the row's last page that are still free
-    tokens = count * policy.page_size - jnp.where(final == pages[:, None] - 1, missing, 0)
+    if policy.forced[1] == 0:
+        final = jnp.take_along_axis(positions, jnp.maximum(count - 1, 0)[..., None], axis=2)[..., 0]
+        missing = jnp.where(final == pages[:, None] - 1, missing, 0)
+    tokens = count * policy.page_size - missing
     return Selection(page_lists, jnp.where(count > 0, tokens, 0), positions, count)
 
 

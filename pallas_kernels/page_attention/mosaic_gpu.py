@@ -1,8 +1,10 @@
 """page_attention for Hopper: one warpgroup per row, head and part of the list; pages come by TMA, four at a time.
 
+Where a list is cut does not depend on the batch, so neither does the result.
+
 Bytes: every listed page once, 4 * tokens * D * Hkv for bfloat16 keys and values, which is the floor; beside it the
-parts' partial outputs, written and read once: 8 * G * D + 16 * G bytes per part of at least MIN_STEPS * 4 pages, that
-is at most G * 2 / (MIN_STEPS * 4 * page) of the keys and values, 6 % with G 4 and pages of 16, and 4 bytes per page id.
+parts' partial outputs, 8 * G * D + 16 * G bytes written and read, that is G / (2 * PART_STEPS * page) of the keys and
+values, 3 % with G 4 and pages of 16, and 4 bytes per page id.
 """
 
 import functools
@@ -18,8 +20,10 @@ from pallas_kernels._mosaic import mma, pl, plgpu, processors, swizzled
 PAGES = 4
 # Rows of the tensor core's smallest tile: the query heads of a KV head, padded.
 ROWS = 16
-# A part shorter than this would spend more on its partial output than it gains.
-MIN_STEPS = 2
+# Steps of a part, more where a list would fall into more than MAX_PARTS: at 256 tokens a part even a single row of
+# 2,048 tokens and 8 KV heads keeps 6 MiB of copies in flight.
+PART_STEPS = 4
+MAX_PARTS = 64
 LOWEST = -1e30
 LOG2_E = math.log2(math.e)
 
@@ -40,18 +44,15 @@ def page_attention(
     lists, width = page_lists.shape[1:]
     heads = max(lists, kv_heads)
     group = q_heads // heads
-    multiprocessors = processors()
+    processors()
     _check(q.dtype, k_pages.dtype, v_pages.dtype, head_dim, page_size, group)
 
     steps = -(-width // PAGES)
-    parts = max(1, min(-(-2 * multiprocessors // (rows * heads)), steps // MIN_STEPS))
-    # A page of one KV head is one entry of the flat pool.
-    entries = (page_lists.astype(jnp.int32) + jnp.asarray(layer, jnp.int32) * pages) * kv_heads
-    flat = (layers * pages * kv_heads, page_size, head_dim)
+    each = max(PART_STEPS, -(-steps // MAX_PARTS))
+    parts = -(-steps // each)
+    of_heads = (layers, pages * kv_heads, page_size, head_dim)
     grouped = jnp.pad(q.reshape(rows, heads, group, head_dim), ((0, 0), (0, 0), (0, ROWS - group), (0, 0)))
-    body = functools.partial(
-        _attend_part, parts=parts, width=width, lists=lists, share=heads // kv_heads, scale=scale * LOG2_E
-    )
+    body = functools.partial(_attend_part, each=each, kv_heads=kv_heads, scale=scale * LOG2_E)
     kernel = plgpu.kernel(
         body,
         out_type=(
@@ -64,8 +65,9 @@ def page_attention(
         scratch_types=_scratch(page_size, head_dim),
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
-    limit = jnp.clip(tokens.astype(jnp.int32), 0, width * page_size)
-    partial, statistics = kernel(entries, limit, grouped, k_pages.reshape(flat), v_pages.reshape(flat))
+    args = (page_lists, tokens, jnp.reshape(layer, (1,)))
+    pools = (k_pages.reshape(of_heads), v_pages.reshape(of_heads))
+    partial, statistics = kernel(*(a.astype(jnp.int32) for a in args), grouped, *pools)
     return _merge(partial, statistics[..., :group], q)
 
 
@@ -99,17 +101,17 @@ def _scratch(page_size, head_dim):
 
 
 def _attend_part(
-    entries, tokens, q, k_pages, v_pages, out, statistics,
-    *, k_ring, v_ring, tiles, k_arrived, v_arrived, q_arrived, parts, width, lists, share, scale,
+    page_lists, tokens, layer, q, k_pages, v_pages, out, statistics,
+    *, k_ring, v_ring, tiles, k_arrived, v_arrived, q_arrived, each, kv_heads, scale,
 ):  # fmt: skip
     (q_tile, p_tile), (out_tile, statistics_tile) = tiles
     row, head, part = (lax.axis_index(name) for name in ("row", "head", "part"))
-    mine = head if lists > 1 else 0
+    _, lists, width = page_lists.shape
+    mine, reads = head if lists > 1 else 0, head // max(lists // kv_heads, 1)
     stages, keys, head_dim = k_ring.shape
     page_size = keys // PAGES
-    length = tokens[row, mine]
+    length = jnp.clip(tokens[row, mine], 0, width * page_size)
     steps = (length + keys - 1) // keys
-    each = (steps + parts - 1) // parts
     begin = part * each
     count = jnp.clip(steps - begin, 0, each)
 
@@ -122,11 +124,10 @@ def _attend_part(
 
             @plgpu.warp_map
             def _(warp):
-                entry = entries[row, mine, jnp.minimum((begin + step) * PAGES + warp, width - 1)]
-                entry = entry + head // share
-                to = pl.ds(warp * page_size, page_size)
-                plgpu.copy_gmem_to_smem(k_pages.at[entry], k_ring.at[slot, to], k_arrived.at[slot])
-                plgpu.copy_gmem_to_smem(v_pages.at[entry], v_ring.at[slot, to], v_arrived.at[slot])
+                page = page_lists[row, mine, jnp.minimum((begin + step) * PAGES + warp, width - 1)]
+                at, to = page * kv_heads + reads, pl.ds(warp * page_size, page_size)
+                plgpu.copy_gmem_to_smem(k_pages.at[layer[0], at], k_ring.at[slot, to], k_arrived.at[slot])
+                plgpu.copy_gmem_to_smem(v_pages.at[layer[0], at], v_ring.at[slot, to], v_arrived.at[slot])
 
     plgpu.copy_gmem_to_smem(q.at[row, head], q_tile, q_arrived)
     for step in range(stages - 1):

@@ -45,14 +45,11 @@ def page_scores(
         [jnp.minimum(q, 0), jnp.maximum(q, 0)], axis=2
     )  # as the bounds: [S, Hkv, 2, G, D]
     signed = jnp.pad(signed, ((0, 0), (0, 0), (0, 0), (0, columns - group), (0, 0)))
-    # A page of one KV head is one entry of the flat bounds.
-    entries = (page_table.astype(jnp.int32) + jnp.asarray(layer, jnp.int32) * pages) * kv_heads
-    entries = jnp.pad(entries, ((0, 0), (0, -width % PAGES)))
-    own = -(-kv_len.astype(jnp.int32) // page_size)
+    blocks = -(-width // PAGES)
     kernel = plgpu.kernel(
-        functools.partial(_score_block, group=group),
-        out_type=jax.ShapeDtypeStruct((rows, q_heads, entries.shape[1]), jnp.float32),
-        grid=(rows, kv_heads, entries.shape[1] // PAGES),
+        functools.partial(_score_block, group=group, page_size=page_size),
+        out_type=jax.ShapeDtypeStruct((rows, q_heads, blocks * PAGES), jnp.float32),
+        grid=(rows, kv_heads, blocks),
         grid_names=("row", "head", "block"),
         kernel_name="page_scores",
         scratch_types={
@@ -62,16 +59,19 @@ def page_scores(
             "stage": stage_types((PAGES, head_dim), jnp.bfloat16),
         },
     )
-    flat = bounds.reshape(layers * pages * kv_heads, 2, head_dim)
-    return kernel(entries, own, signed, flat)[..., :width]
+    of_heads = bounds.reshape(layers, pages * kv_heads, 2, head_dim)
+    args = (page_table, kv_len, jnp.reshape(layer, (1,)))
+    return kernel(*(a.astype(jnp.int32) for a in args), signed, of_heads)[..., :width]
 
 
-def _score_block(entries, own, signed, bounds, out, *, tile, queries, arrived, stage, group):
+def _score_block(
+    table, kv_len, layer, signed, bounds, out, *, tile, queries, arrived, stage, group, page_size
+):
     row, head, block = (lax.axis_index(name) for name in ("row", "head", "block"))
-    first = block * PAGES
+    first, kv_heads = block * PAGES, signed.shape[1]
     columns = queries.shape[1]
 
-    @pl.when(first < own[row])
+    @pl.when(first * page_size < kv_len[row])
     def _():
         plgpu.copy_gmem_to_smem(signed.at[row, head], queries, arrived)
 
@@ -79,8 +79,9 @@ def _score_block(entries, own, signed, bounds, out, *, tile, queries, arrived, s
         def _(warp):
             for i in range(PAGES // WARPS):
                 page = warp * (PAGES // WARPS) + i
-                entry = entries[row, first + page] + head
-                plgpu.copy_gmem_to_smem(bounds.at[entry], tile.at[page], arrived)
+                page_id = table[row, jnp.minimum(first + page, table.shape[1] - 1)]
+                source = bounds.at[layer[0], page_id * kv_heads + head]
+                plgpu.copy_gmem_to_smem(source, tile.at[page], arrived)
 
         plgpu.barrier_wait(arrived)
 

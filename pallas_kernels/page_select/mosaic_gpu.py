@@ -47,7 +47,7 @@ def page_select(
     blocks = -(-width // ROWS)
     operand = swizzled(columns)
     kernel = plgpu.kernel(
-        functools.partial(_select_row, blocks=blocks, first=first, last=last, scale=scale),
+        functools.partial(_select_row, width=width, first=first, last=last, scale=scale),
         out_type=jax.ShapeDtypeStruct((rows, heads, blocks * ROWS), jnp.int32),
         grid=(rows, heads),
         grid_names=("row", "head"),
@@ -61,10 +61,10 @@ def page_select(
             "arrived": plgpu.Barrier(),
         },
     )
-    own = jnp.clip(pages.astype(jnp.int32), 0, total)
-    number = jnp.clip(jnp.minimum(keep.astype(jnp.int32), own), 0, width)
     upper = jnp.triu(jnp.ones((columns, columns), jnp.bfloat16))
-    positions = jnp.minimum(kernel(tile, own, number, upper)[..., :width], total - 1)
+    pages, keep = pages.astype(jnp.int32), keep.astype(jnp.int32)
+    positions = jnp.minimum(kernel(tile, pages, keep, upper)[..., :width], total - 1)
+    number = jnp.clip(jnp.minimum(keep, pages), 0, min(width, total))
     return positions, jnp.broadcast_to(number[:, None], (rows, heads))
 
 
@@ -95,12 +95,13 @@ def _multiply(a, b, columns):
 
 
 def _select_row(
-    scores, own, number, upper, out,
-    *, mask, triangle, prefix, holder, arrived, blocks, first, last, scale,
+    scores, own, keep, upper, out,
+    *, mask, triangle, prefix, holder, arrived, width, first, last, scale,
 ):  # fmt: skip
     row, head = (lax.axis_index(name) for name in ("row", "head"))
-    pages, wanted = own[row], number[row]
     columns = mask.shape[1]
+    pages = jnp.clip(own[row], 0, ROWS * columns)
+    wanted = jnp.minimum(jnp.minimum(keep[row], pages), width)
 
     @pl.when(wanted > 0)
     def _():
@@ -124,7 +125,7 @@ def _select_row(
         prefix[...] = _multiply(mask, triangle, columns).astype(jnp.bfloat16)  # exact: at most 128
         plgpu.commit_smem()
         in_row = jnp.where(chosen, 1, 0).sum(axis=1)
-        _number(out.at[row, head], in_row, prefix, holder, blocks)
+        _number(out.at[row, head], in_row, prefix, holder)
 
 
 def _rank(scores, valid, scale):
@@ -164,13 +165,13 @@ def _last_tie(equal, index, ties, size):
     return lax.fori_loop(0, rounds, one_bit, jnp.int32(0))
 
 
-def _number(out, in_row, prefix, holder, blocks):
+def _number(out, in_row, prefix, holder):
     """Writes the index of the j-th chosen page to out[j]. in_row: chosen pages of each row of the tile."""
     columns, square = prefix.shape[1], (ROWS, ROWS)
     line, column = _iota(square, 0), _iota(square, 1)
     begin = jnp.where(line < column, _across(in_row, ROWS), 0).sum(axis=0)
     end = begin + jnp.where(line == column, _across(in_row, ROWS), 0).sum(axis=0)
-    for block in range(blocks):
+    for block in range(out.shape[0] // ROWS):
         slot = line + block * ROWS
         holds = (_down(begin) <= slot) & (slot < _down(end))
         holder[...] = jnp.where(holds, 1.0, 0.0).astype(jnp.bfloat16)

@@ -12,6 +12,7 @@ import test_page_select as select_tests
 from pallas_kernels._mosaic import plgpu, simulator
 from pallas_kernels.page_attention import page_attention
 from pallas_kernels.page_attention import shapes as attention_shapes
+from pallas_kernels.page_attention.shapes import ListShape
 from pallas_kernels.page_bounds import page_bounds
 from pallas_kernels.page_bounds import shapes as bounds_shapes
 from pallas_kernels.page_scores import page_scores
@@ -90,6 +91,22 @@ def test_attention_feels_nothing_that_nobody_has_written():
     np.testing.assert_allclose(
         np.asarray(got, np.float32), np.asarray(want, np.float32), rtol=2e-2, atol=1e-2
     )
+
+
+def test_attention_does_not_feel_its_neighbours():
+    """Bit for bit, in a batch of another size and a wider list."""
+    q, k_pages, v_pages, layer, lists, tokens = attention_tests.make(
+        ListShape(2, 2, 64, 16, (700, 3), 2), jnp.bfloat16
+    )
+    row, wider = slice(0, 1), jnp.pad(lists, ((0, 0), (0, 0), (0, 9)))
+    with simulator():
+        together = page_attention(
+            q, k_pages, v_pages, layer, lists, tokens, scale=0.2, implementation="mosaic_gpu"
+        )
+        alone = page_attention(
+            q[row], k_pages, v_pages, layer, wider[row], tokens[row], scale=0.2, implementation="mosaic_gpu"
+        )
+        np.testing.assert_array_equal(alone, together[row])
 
 
 def test_without_a_hopper_gpu_the_kernels_say_so():
