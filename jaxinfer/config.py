@@ -80,14 +80,28 @@ class EngineSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SparsitySettings(Section):
-    """Quest page sparsity.
+    """Quest page sparsity (arXiv 2406.10774): a generated token attends only to the pages that can matter to it.
 
     Attributes:
-      token_budget: tokens that decode attends to; 0 attends to all, the only value accepted so far.
+      token_budget: tokens that a generated token attends to, a multiple of cache.page_size; 0 attends to all.
+      mode: "shared" is ours: the query heads of a KV head choose together, and the first and last pages are always in. "paper"
+        and "kernel" follow the authors' accuracy code and CUDA code.
+      first_pages, last_pages: always chosen by "shared".
+      dense_below: contexts up to so many tokens are attended to as a whole ("shared").
+      dense_layers: layers from the first that attend to everything.
+      top_p: below 1, attend to fewer tokens where those hold this share of the estimated weight ("shared").
+      prompt_tail: tokens at the end of a prompt that choose pages as generated ones do, each in a step of its own.
     """
 
     section: ClassVar[str] = "sparsity"
-    token_budget: int = setting(0, choices=(0,), answers=True)
+    token_budget: int = setting(0, low=0, answers=True)
+    mode: str = setting("shared", choices=("shared", "paper", "kernel"), answers=True)
+    first_pages: int = setting(1, low=0, answers=True)
+    last_pages: int = setting(2, low=1, answers=True)
+    dense_below: int = setting(0, low=0, answers=True)
+    dense_layers: int = setting(2, low=0, answers=True)
+    top_p: float = setting(1.0, low=0, high=1, answers=True)
+    prompt_tail: int = setting(0, low=0, answers=True)
 
 
 @dataclass(frozen=True, kw_only=True)

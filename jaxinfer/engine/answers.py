@@ -26,6 +26,7 @@ class OpenRequest:
         default_seed: int,
         eos_ids: tuple[int, ...],
         tokenizer: TextTokenizer | None,
+        dense_tokens: int,
     ):
         self.request = request
         self._tokenizer = tokenizer
@@ -33,7 +34,11 @@ class OpenRequest:
         self.sequences: list[Sequence] = []
         for choice in range(request.sampling.n):
             seed = _seed_words(request, choice, default_seed)
-            self.sequences.append(Sequence(request, choice, limit=limit, namespace=namespace, seed=seed))
+            self.sequences.append(
+                Sequence(
+                    request, choice, limit=limit, namespace=namespace, seed=seed, dense_tokens=dense_tokens
+                )
+            )
             self._rules.append(StopRule(request.sampling, eos_ids, tokenizer))
 
     @property

@@ -53,6 +53,7 @@ class Rows(NamedTuple):
       top_ks: 0 for all.
       biased: 1 where its slot holds logit biases of its own.
       samples: 1 where the token after the last one is wanted.
+      sparse: 1 where its one token chooses the pages it attends to.
     """
 
     slots: Any
@@ -67,6 +68,7 @@ class Rows(NamedTuple):
     top_ks: Any
     biased: Any
     samples: Any
+    sparse: Any
 
 
 class Knobs(NamedTuple):
@@ -91,7 +93,7 @@ class Needs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """tokens: int32 [6, T] (None in decode calls); rows: int32 [12, S]; knobs: float32 [6, S]; needs: bool [5], None
+    """tokens: int32 [6, T] (None in decode calls); rows: int32 [13, S]; knobs: float32 [6, S]; needs: bool [5], None
     where every row is plain greedy (those programs hold no sampler and compile in half the time);
     page_table: int32 [S, P]."""
 
@@ -162,6 +164,7 @@ class Batcher:
             matrix[:, row] = self._row(sequence)
             rows.counts[row] = chunk.count
             rows.samples[row] = chunk.samples
+            rows.sparse[row] = chunk.sparse
             if chunk.samples and not _is_plain(sequence.request.sampling):
                 settings[:, row] = _knobs(sequence.request.sampling)
                 needs |= needs_of(sequence.request.sampling)
@@ -183,6 +186,7 @@ class Batcher:
             top_ks=min(max(sampling.top_k, 0), _INT32_MAX),
             biased=int(bool(sampling.logit_bias)),
             samples=0,
+            sparse=0,
         )
 
 

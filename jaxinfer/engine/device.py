@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxinfer.attention.quest import QuestPolicy
 from jaxinfer.config import Settings
 from jaxinfer.core import MAX_LOGIT_BIAS
 from jaxinfer.engine.batch import Batcher, Needs, needs_of
@@ -55,11 +56,12 @@ class Device:
         model: Decoder,
         settings: Settings,
         memory: MemoryPlan,
+        quest: QuestPolicy | None,
     ):
         self.memory = memory
         self._config = config
         self._weights, tree = jax.tree.flatten(model)
-        self._programs = Programs.of(StepSpec(config, tree, settings.engine.decode_steps))
+        self._programs = Programs.of(StepSpec(config, tree, settings.engine.decode_steps, quest))
         self._compiled_before = self._programs.compilations  # by other engines of the same spec
         self._batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
         self._state = memory.make_state()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 
 import jax
 
+from jaxinfer.attention.quest import QuestPolicy
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, Usage
 from jaxinfer.engine.answers import OpenRequest
@@ -44,7 +46,8 @@ class Engine:
         self.memory = MemoryPlan.make(config, settings)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
         self.metrics = Metrics(pages=self.cache.capacity)
-        self.device = Device(config, model, settings, self.memory)
+        self.quest = quest_policy(settings, config)
+        self.device = Device(config, model, settings, self.memory, self.quest)
         self.demand = DemandModel(config, self.memory.dtype)
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence, OpenRequest] = {}
@@ -100,10 +103,18 @@ class Engine:
             default_seed=self.settings.engine.seed,
             eos_ids=self.config.eos_ids,
             tokenizer=self.tokenizer,
+            dense_tokens=self._dense_tokens(request),
         )
         for sequence in opened.sequences:
             self._open[sequence] = opened
             self.planner.waiting.append(sequence)
+
+    def _dense_tokens(self, request: Request) -> int:
+        """Tokens that attend to everything: of the prompt all but its tail, and as many as are dense by policy."""
+        if self.quest is None:
+            return sys.maxsize
+        prompt = len(request.prompt_ids) - self.settings.sparsity.prompt_tail
+        return max(prompt, self.quest.dense_tokens, 1)
 
     def token_limit(self, request: Request) -> int:
         """Most tokens of its prompt and one answer. Raises RequestError if it can never be served."""
@@ -261,3 +272,27 @@ class Engine:
 def _failure(request: Request, error: Exception) -> RequestError:
     logger.error("request %s failed", request.id, exc_info=error)
     return RequestError(ENGINE_FAILURE, f"{type(error).__name__}: {error}")
+
+
+def quest_policy(settings: Settings, config: ModelConfig) -> QuestPolicy | None:
+    """How decoding tokens choose pages; None where they attend to all. Raises ConfigError for impossible settings."""
+    chosen = settings.sparsity
+    if not chosen.token_budget:
+        return None
+    if chosen.token_budget >= config.context_length:
+        logger.warning(
+            "sparsity.token_budget = %d holds the model's whole context of %d tokens: attention is dense",
+            chosen.token_budget,
+            config.context_length,
+        )
+        return None
+    return QuestPolicy(
+        token_budget=chosen.token_budget,
+        page_size=settings.cache.page_size,
+        mode=chosen.mode,
+        first_pages=chosen.first_pages,
+        last_pages=chosen.last_pages,
+        dense_below=chosen.dense_below,
+        dense_layers=chosen.dense_layers,
+        top_p=chosen.top_p,
+    )

@@ -30,6 +30,7 @@ class MemoryPlan:
     table_width: entries of a page table (P).
     token_buckets: sizes a mixed step is padded to (T).
     row_buckets: sizes a decode call is padded to (S).
+    bounds: every page has bounds of its keys.
     """
 
     model: ModelConfig
@@ -41,6 +42,7 @@ class MemoryPlan:
     table_width: int
     token_buckets: tuple[int, ...]
     row_buckets: tuple[int, ...]
+    bounds: bool
 
     @classmethod
     def make(cls, config: ModelConfig, settings: Settings) -> MemoryPlan:
@@ -53,16 +55,18 @@ class MemoryPlan:
         context = engine.max_context or config.context_length
         dtype = config.dtype if settings.model.dtype == "auto" else settings.model.dtype
         width = -(-context // size)
+        bounds = settings.sparsity.token_budget > 0
         return cls(
             model=config,
             page_size=size,
             max_seqs=engine.max_seqs,
             dtype=dtype,
             context=context,
-            pages=_pages(config, settings, width, dtype),
+            pages=_pages(config, settings, width, dtype, bounds),
             table_width=width,
             token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs), 2),
             row_buckets=_buckets(1, engine.max_seqs, 4),  # decode runs long at each size, prefill does not
+            bounds=bounds,
         )
 
     @property
@@ -83,7 +87,8 @@ class MemoryPlan:
             bias_values=jnp.zeros((slots, MAX_LOGIT_BIAS)),
             banned_ids=jnp.full((slots, self.banned_width), vocabulary, jnp.int32),
         )
-        return State(make_pool(self.model, self.pages, self.page_size, self.dtype), table)
+        pool = make_pool(self.model, self.pages, self.page_size, self.dtype, bounds=self.bounds)
+        return State(pool, table)
 
 
 def _buckets(smallest: int, largest: int, parts: int) -> tuple[int, ...]:
@@ -101,9 +106,9 @@ def bucket(count: int, sizes: tuple[int, ...]) -> int:
     return next(size for size in sizes if size >= count)
 
 
-def _pages(config: ModelConfig, settings: Settings, width: int, dtype: str) -> int:
+def _pages(config: ModelConfig, settings: Settings, width: int, dtype: str, bounds: bool) -> int:
     cache = settings.cache
-    each, free = page_bytes(config, cache.page_size, dtype), _free_bytes()
+    each, free = page_bytes(config, cache.page_size, dtype, bounds=bounds), _free_bytes()
     if cache.pages is not None:
         if cache.pages * each > free:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Chunk:
     Attributes:
       decodes: each token is sampled by the step before it (else the tokens are known and computed at once).
       samples: the token after the last one is wanted.
+      sparse: each token chooses the pages it attends to.
     """
 
     sequence: Sequence
@@ -32,6 +34,7 @@ class Chunk:
     count: int
     decodes: bool = False
     samples: bool = True
+    sparse: bool = False
 
     @property
     def span(self) -> Span:
@@ -147,7 +150,8 @@ class Planner:
         for sequence in decoding:
             if sequence.slot >= 0:
                 count = self._steps_of(sequence, plan.steps)
-                chunks.append(Chunk(sequence, sequence.computed, count, decodes=True))
+                sparse = sequence.dense_tokens < sys.maxsize
+                chunks.append(Chunk(sequence, sequence.computed, count, decodes=True, sparse=sparse))
                 sequence.advance(count)
         return chunks
 
@@ -158,12 +162,14 @@ class Planner:
 
     def _plan_chunk(self, sequence: Sequence, budget: int, plan: StepPlan) -> int:
         """Add the next chunk of a prefilling sequence; returns how many tokens it takes."""
-        count = min(budget, self.settings.chunk, sequence.planned - sequence.computed)
+        sparse = sequence.computed >= sequence.dense_tokens
+        most = 1 if sparse else sequence.dense_tokens - sequence.computed
+        count = min(budget, self.settings.chunk, sequence.planned - sequence.computed, most)
         if count <= 0 or not self._reserve(sequence, count):
             return 0
         start = sequence.computed
         sequence.advance(count)
-        plan.prefills.append(Chunk(sequence, start, count, samples=sequence.decoding))
+        plan.prefills.append(Chunk(sequence, start, count, samples=sequence.decoding, sparse=sparse))
         self._publish(sequence, min(sequence.computed, sequence.prompt_length))
         return count
 
@@ -177,7 +183,11 @@ class Planner:
             if sequence.awaits_prefix:
                 deferred.append(sequence)
                 continue
-            path = [] if sequence.request.score else self.cache.match(sequence.tokens, sequence.namespace)
+            path = (
+                []
+                if sequence.request.score
+                else self.cache.match(sequence.tokens[: sequence.dense_tokens + 1], sequence.namespace)
+            )
             if self._is_being_computed(sequence, len(path)):
                 deferred.append(sequence)
                 continue
@@ -219,7 +229,8 @@ class Planner:
         for other in self.running:
             if other.decoding or other.request.score or other.namespace != sequence.namespace:
                 continue
-            common = _common(sequence.tokens[:-1], other.tokens[: other.prompt_length])
+            theirs = other.tokens[: min(other.prompt_length, other.dense_tokens)]
+            common = _common(sequence.tokens[:-1][: sequence.dense_tokens], theirs)
             if other.computed < end <= common:
                 sequence.awaited = other
                 sequence.awaited_tokens = common // self.cache.page_size * self.cache.page_size
@@ -245,6 +256,7 @@ class Planner:
             computed = min(
                 computed, sequence.prompt_length
             )  # answers were rotated by other bases than prompts are
+        computed = min(computed, sequence.dense_tokens)
         size = self.cache.page_size
         while (sequence.published + 1) * size <= computed:
             index = sequence.published

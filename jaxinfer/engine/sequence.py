@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from jaxinfer.core import FinishReason, Request, TokenLogprob
@@ -23,6 +25,8 @@ class Sequence:
       uploaded: the device's slot holds what its penalties, biases and minimum length need.
       namespace: sequences share prefixes within one namespace only (rotary scaling by length).
       rope_floor: shortest sequence length that governs the rotation of its tokens.
+      dense_tokens: tokens from here on choose the pages they attend to, so they are computed one at a time, and their keys
+        are those of this sequence alone; all before attend to everything.
       decoding: the next input token is the one sampled last, which the device still holds.
       slot: row of the device's per-sequence state while running, else -1.
       pages: its page table.
@@ -36,13 +40,21 @@ class Sequence:
     """
 
     def __init__(
-        self, request: Request, choice: int, *, limit: int, namespace: int = 0, seed: tuple[int, int] = (0, 0)
+        self,
+        request: Request,
+        choice: int,
+        *,
+        limit: int,
+        namespace: int = 0,
+        seed: tuple[int, int] = (0, 0),
+        dense_tokens: int = sys.maxsize,
     ):
         self.request = request
         self.seed = seed
         self.choice = choice
         self.limit = limit
         self.namespace = namespace
+        self.dense_tokens = dense_tokens
         self.prompt_length = len(request.prompt_ids)
         self.rope_floor = self.prompt_length
         self._tokens = np.empty(self.prompt_length + 64, np.int32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +11,15 @@ from weakref import WeakValueDictionary
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.attention.quest import QuestPolicy
 from jaxinfer.core import MAX_TOP_LOGPROBS
 from jaxinfer.engine.batch import TOKEN_FROM_SLOT, Batch, Knobs, Needs, Rows, Tokens
+from jaxinfer.engine.paged import PagedRows, paged_attention
 from jaxinfer.engine.sampler import Sampled, SlotTable, sample
 from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import forward, logits
 from jaxinfer.models.layers import Decoder
-from pallas_kernels.kv_write import kv_write
-from pallas_kernels.ragged_attention import ragged_attention
 
 SCORE_BLOCK = 64  # tokens whose logits over the whole vocabulary are held at once when scoring
 
@@ -40,11 +39,13 @@ class StepSpec:
       tree: structure of the model's arrays. They go in as a flat list: flattening modules at every call costs more
         than a small step does.
       decode_steps: most steps of a decode call.
+      quest: how decoding tokens choose the pages they attend to; None for all.
     """
 
     config: ModelConfig
     tree: jax.tree_util.PyTreeDef
     decode_steps: int
+    quest: QuestPolicy | None = None
 
     def model(self, weights: list[jax.Array]) -> Decoder:
         return jax.tree.unflatten(self.tree, weights)
@@ -125,8 +126,9 @@ def decode_steps(
         active = i < rows.counts
         positions = rows.kv_lengths + i
         kv_slots = jnp.where(active, _kv_slots(state.pool, batch.page_table, positions), -1)
-        starts = jnp.arange(size, dtype=jnp.int32)
-        attend = _attend(spec, batch.page_table, starts, active.astype(jnp.int32), positions + 1, kv_slots)
+        starts, counts = jnp.arange(size, dtype=jnp.int32), active.astype(jnp.int32)
+        paged = PagedRows(batch.page_table, starts, counts, positions + 1, counts)
+        attend = paged_attention(spec.config, spec.quest, paged, kv_slots, mixed=False)
         ids = state.table.last_tokens[rows.slots]
         rope_lengths = jnp.maximum(rows.rope_floors, positions + 1)
         hidden, pool = forward(model, spec.config, ids, positions, rope_lengths, attend, state.pool, active)
@@ -152,7 +154,8 @@ def _run_mixed(
 ) -> tuple[State, Sampled, jax.Array]:
     tokens, rows = Tokens(*batch.tokens), Rows(*batch.rows)
     ids = jnp.where(tokens.ids == TOKEN_FROM_SLOT, state.table.last_tokens[tokens.slots], tokens.ids)
-    attend = _attend(spec, batch.page_table, rows.starts, rows.counts, rows.kv_lengths, tokens.kv_slots)
+    paged = PagedRows(batch.page_table, rows.starts, rows.counts, rows.kv_lengths, rows.sparse)
+    attend = paged_attention(spec.config, spec.quest, paged, tokens.kv_slots, mixed=True)
     valid = tokens.kv_slots >= 0
     hidden, pool = forward(
         model, spec.config, ids, tokens.positions, tokens.rope_lengths, attend, state.pool, valid
@@ -161,19 +164,6 @@ def _run_mixed(
     wanted = rows.samples > 0
     state, sampled = _sample(spec, model, last, pool, state.table, batch, rows.kv_lengths, wanted)
     return state, jax.tree.map(lambda new: new[None], sampled), hidden
-
-
-def _attend(spec: StepSpec, page_table, starts, counts, kv_lengths, kv_slots):
-    """The model's attention over pages: write this step's keys and values, then attend to all."""
-    scale = 1 / math.sqrt(spec.config.head_dim)
-
-    def attend(pool: KVPool, layer, q, k, v, window):
-        k_pages, v_pages = kv_write(pool.k_pages, pool.v_pages, layer, k, v, kv_slots)
-        rows = (page_table, starts, counts, kv_lengths)
-        out = ragged_attention(q, k_pages, v_pages, layer, *rows, scale=scale, window=window)
-        return out, pool._replace(k_pages=k_pages, v_pages=v_pages)
-
-    return attend
 
 
 def _sample(
@@ -192,7 +182,7 @@ def _sample(
 
 
 def _kv_slots(pool: KVPool, page_table: jax.Array, positions: jax.Array) -> jax.Array:
-    size = pool.k_pages.shape[3]
+    size = pool.page_size
     pages = jnp.take_along_axis(page_table, positions[:, None] // size, axis=1, mode="clip")[:, 0]
     return pages * size + positions % size
 

@@ -1,0 +1,163 @@
+"""Quest inside the engine: against dense attention under a mask of brute-force chosen pages, whatever the batch."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import LLAMA, MIXTRAL, answers, greedy, make_engine, request, variant, weights
+
+from jaxinfer.config import load_config
+from jaxinfer.core import Request
+from jaxinfer.engine.engine import Engine
+from jaxinfer.errors import ConfigError
+from jaxinfer.models import forward, logits, unstack
+
+PAGE, BUDGET = 8, 40
+DEEP = variant(layers=2)
+SPARSE = (f"cache.page_size={PAGE}", f"sparsity.token_budget={BUDGET}", "sparsity.dense_layers=1")
+
+
+def chosen_pages(q, keys, group):
+    """Pages of one row and KV head under mode "shared": q [G, D], keys [tokens, D] -> sorted positions."""
+    pages = -(-len(keys) // PAGE)
+    if len(keys) <= BUDGET:
+        return list(range(pages))
+    split = [keys[i * PAGE : (i + 1) * PAGE] for i in range(pages)]
+    low, high = np.stack([p.min(0) for p in split]), np.stack([p.max(0) for p in split])
+    scores = np.maximum(q[:, None] * low, q[:, None] * high).sum(-1) / math.sqrt(q.shape[-1])
+    shifted = scores - scores.max(1, keepdims=True)
+    rank = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True))).max(0)
+    forced = [0, pages - 2, pages - 1]
+    rest = sorted(set(range(pages)) - set(forced), key=lambda p: (-rank[p], p))
+    return sorted(forced + rest[: BUDGET // PAGE - len(forced)])
+
+
+def attend_sparsely(dense_tokens, dense_layers):
+    """`attend` over a whole sequence: tokens from dense_tokens on see only the pages that they choose."""
+
+    def attend(cache, layer, q, k, v, window):
+        q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+        group, out = q.shape[1] // k.shape[1], np.zeros(q.shape)
+        for t in range(len(q)):
+            for head in range(k.shape[1]):
+                of_head = slice(head * group, (head + 1) * group)
+                seen = np.arange(t + 1)
+                if t >= dense_tokens and layer >= dense_layers:
+                    pages = chosen_pages(q[t, of_head], k[: t + 1, head], group)
+                    seen = np.asarray([i for i in seen if i // PAGE in pages])
+                scores = q[t, of_head] @ k[seen, head].T / math.sqrt(q.shape[-1])
+                shares = np.exp(scores - scores.max(1, keepdims=True))
+                out[t, of_head] = shares / shares.sum(1, keepdims=True) @ v[seen, head]
+        return jnp.asarray(out, jnp.float32), cache
+
+    return attend
+
+
+def sparse_logits(config, tokens, dense_tokens, dense_layers=1):
+    """float32 [T, V]."""
+    model, at = unstack(weights(config), config), jnp.arange(len(tokens))
+    attend = attend_sparsely(dense_tokens, dense_layers)
+    hidden, _ = forward(model, config, jnp.asarray(tokens, jnp.int32), at, at + 1, attend, None)
+    return np.asarray(logits(model, config, hidden))
+
+
+def prompts(count, seed, low=50, high=90):
+    random = np.random.default_rng(seed)
+    return [random.integers(3, 97, random.integers(low, high)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("config", [DEEP, MIXTRAL], ids=["llama", "mixtral"])
+def test_answers_are_those_of_attention_to_the_chosen_pages(config):
+    engine = make_engine(config, SPARSE)
+    for prompt in prompts(2, seed=1, high=70):
+        out = answers(engine, [request("a", prompt, max_tokens=12)])["a"].token_ids
+        whole = np.concatenate([prompt, out])
+        expected = sparse_logits(config, whole, len(prompt))[len(prompt) - 1 : -1]
+        assert list(out) == expected.argmax(-1).tolist()
+
+
+def test_it_is_not_what_dense_attention_says():
+    work = prompts(6, seed=2)
+    dense = answers(make_engine(DEEP), [request(str(i), p, max_tokens=20) for i, p in enumerate(work)])
+    few = answers(make_engine(DEEP, SPARSE), [request(str(i), p, max_tokens=20) for i, p in enumerate(work)])
+    assert any(dense[name].token_ids != few[name].token_ids for name in dense)
+
+
+@pytest.mark.parametrize("budget", [128, 256, 4096])
+def test_a_budget_that_holds_everything_is_dense_attention(budget, caplog):
+    work = prompts(4, seed=3)
+    engine = make_engine(LLAMA, (f"sparsity.token_budget={budget}",))
+    out = answers(engine, [request(str(i), p, max_tokens=20) for i, p in enumerate(work)])
+    assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 20) for i, p in enumerate(work))
+    assert ("attention is dense" in caplog.text) == (budget >= 256)
+
+
+@pytest.mark.parametrize("tail", [0, 5, 1000])
+def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail):
+    shared = prompts(1, seed=4, low=60, high=61)[0]
+    work = [np.concatenate([shared, p[:20]]) for p in prompts(5, seed=5)] + prompts(3, seed=6)
+    settings = (*SPARSE, f"sparsity.prompt_tail={tail}")
+    alone = {}
+    for i, p in enumerate(work):
+        engine = make_engine(DEEP, settings)
+        alone |= {i: answers(engine, [request("a", p, max_tokens=24)])["a"].token_ids}
+    for more in [(), ("engine.chunk=7",), ("cache.prefix_sharing=false",), ("cache.pages=36",)]:
+        engine = make_engine(DEEP, (*settings, *more))
+        for _ in range(2):  # the second time on what the first has left in the cache
+            out = answers(engine, [request(str(i), p, max_tokens=24) for i, p in enumerate(work)])
+            assert {i: out[str(i)].token_ids for i in alone} == alone, more
+        if "cache.pages=36" in more:
+            assert engine.metrics.preemptions > 0
+        if not more and tail < 20:
+            assert engine.metrics.cached_tokens > 0
+
+
+def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so():
+    prompt = prompts(1, seed=8, low=80, high=81)[0]
+    engine = make_engine(DEEP, (*SPARSE, "sparsity.prompt_tail=30"))
+    scored = Request(id="s", prompt_ids=prompt.astype(np.int32), score=True)
+    out = answers(engine, [scored, request("b", prompt[:70])])["s"].prompt_logprobs
+    expected = sparse_logits(DEEP, prompt, 50)
+    expected = expected - np.log(np.exp(expected).sum(1, keepdims=True))
+    np.testing.assert_allclose(out, expected[np.arange(len(prompt) - 1), prompt[1:]], atol=2e-4)
+
+
+def test_stacked_layers_choose_as_unrolled_ones():
+    work = prompts(3, seed=9)
+    settings = load_config(None, ["engine.max_seqs=8", "engine.max_tokens_per_step=32", *SPARSE])
+    stacked = Engine(DEEP, weights(DEEP), settings)
+    requests = [request(str(i), p, max_tokens=12) for i, p in enumerate(work)]
+    one, other = answers(stacked, requests), answers(make_engine(DEEP, SPARSE), requests)
+    assert {k: v.token_ids for k, v in one.items()} == {k: v.token_ids for k, v in other.items()}
+
+
+@pytest.mark.parametrize("mode", ["paper", "kernel"])
+def test_the_authors_modes_run(mode):
+    settings = (f"cache.page_size={PAGE}", f"sparsity.token_budget={BUDGET}", f"sparsity.mode={mode}")
+    work = prompts(3, seed=10)
+    requests = [request(str(i), p, max_tokens=12) for i, p in enumerate(work)]
+    together = answers(make_engine(DEEP, settings), requests)
+    for each in requests:
+        assert answers(make_engine(DEEP, settings), [each])[each.id].token_ids == together[each.id].token_ids
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("sparsity.token_budget=30", "multiple of the page size 8"),
+        ("sparsity.token_budget=16", "at least 32"),
+        ("sparsity.first_pages=9", "at least 96"),
+    ],
+)
+def test_impossible_budgets_are_refused(text, said):
+    with pytest.raises(ConfigError, match=said):
+        make_engine(DEEP, (*SPARSE, text))
+
+
+def test_nothing_is_compiled_after_warm_up():
+    engine = make_engine(DEEP, (*SPARSE, "engine.max_seqs=2", "engine.max_tokens_per_step=16"))
+    engine.warm_up()
+    before = engine.metrics.compilations
+    answers(engine, [request(str(i), p, max_tokens=12) for i, p in enumerate(prompts(4, seed=11))])
+    assert engine.metrics.compilations == before
