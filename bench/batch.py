@@ -44,6 +44,7 @@ def run(*, quick: bool, options: list[str]) -> Result:
     result.summary = {
         "rows_per_s": text["rows_per_s"],
         "planning_rows_per_s": text["planning_rows_per_s"],
+        "planning_rows_per_cpu_s": text["planning_rows_per_cpu_s"],
         "planning_rows_per_s_ids": ids["planning_rows_per_s"],
         "planning_rows_per_s_chat": chat["planning_rows_per_s"],
         "resuming_rows_per_s": text["resuming_rows_per_s"],
@@ -67,6 +68,7 @@ def flow(kind: str, rows: int) -> dict[str, Any]:
         "rows": rows,
         "rows_per_s": rows / done["seconds"],
         "planning_rows_per_s": rows / done["planning_s"],
+        "planning_rows_per_cpu_s": rows / done["planning_cpu_s"],
         "resuming_rows_per_s": rows / done["again_s"],
         "rss_at_start_bytes": done["rss_at_start"],
     }
