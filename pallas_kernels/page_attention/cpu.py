@@ -31,7 +31,7 @@ def page_attention(
             f"page size {page_size}, head dimension {head_dim}; {PAGE_SIZES}, multiples of 8"
         )
     if lists not in (1, kv_heads):
-        raise NotImplementedError(f"{lists} lists a row; 1 or {kv_heads}, the number of KV heads")
+        return _one_list_per_query_head(q, k_pages, v_pages, layer, page_lists, tokens, scale)
     module = "pallas_kernels.page_attention._native"
     name = register(
         f"pallas_kernels.page_attention.{dtype}", module, f"{dtype}_handler", tiles=("float32", dtype)
@@ -55,6 +55,21 @@ def page_attention(
         jnp.int32(0),
     )
     return out.astype(q.dtype)
+
+
+def _one_list_per_query_head(q, k_pages, v_pages, layer, page_lists, tokens, scale):
+    """As rows of one query head per KV head: [S, Hkv * G, ...] -> [S * G, Hkv, ...] and back."""
+    rows, q_heads = q.shape[:2]
+    kv_heads = k_pages.shape[2]
+    group = q_heads // kv_heads
+
+    def regroup(x):
+        grouped = x.reshape(rows, kv_heads, group, *x.shape[2:]).swapaxes(1, 2)
+        return grouped.reshape(rows * group, kv_heads, *x.shape[2:])
+
+    q, page_lists, tokens = regroup(q), regroup(page_lists), regroup(tokens)
+    out = page_attention(q, k_pages, v_pages, layer, page_lists, tokens, scale=scale)
+    return out.reshape(rows, group, kv_heads, -1).swapaxes(1, 2).reshape(rows, q_heads, -1)
 
 
 def _scratch_floats(group: int) -> int:

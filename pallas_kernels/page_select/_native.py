@@ -120,8 +120,8 @@ def _rank(scores, group, total, own, scale, ranks):
     """ranks[own]: the scores of a single head, or the largest share of the group's."""
     for g in range(group):
         row = scores + 4 * total * g
-        share = vsplat(scale)
-        less = vsplat(_logsumexp(row, own, scale))
+        logsumexp = _logsumexp(row, own, scale) if group > 1 else 0.0
+        share, less = vsplat(scale), vsplat(logsumexp)
         whole = own // LANES * LANES
         for i in range(0, whole, LANES):
             value = vload(row + 4 * i)
@@ -130,7 +130,7 @@ def _rank(scores, group, total, own, scale, ranks):
             if g > 0:
                 value = vmax(value, vload(ranks + 4 * i))
             vstore(ranks + 4 * i, value)
-        _rank_tail(row, whole, own, scale, _logsumexp(row, own, scale), group, g, ranks)
+        _rank_tail(row, whole, own, scale, logsumexp, group, g, ranks)
 
 
 @jit
