@@ -1,4 +1,4 @@
-"""The numba side of page_bounds. Arguments: bounds, k, layer, slots, page size; result: bounds, aliased."""
+"""The numba side of page_bounds. Arguments: bounds, keys around themselves, layer, slots, page size; result: bounds, aliased."""
 
 from pallas_kernels._cpu.code import LANES
 from pallas_kernels._cpu.frame import answers_metadata, argument, dimension, result
@@ -32,19 +32,18 @@ def _fold_all(frame, tag, size):
         if slot >= 0 and slot < pages * page_size:
             page = slot // page_size
             to = layer + page * heads * 2 * row_bytes
-            key = argument(frame, 1) + token * heads * row_bytes
-            for head in range(heads):
-                at, new = to + head * 2 * row_bytes, key + head * row_bytes
-                if slot == page * page_size:
-                    copy_bytes(at, new, row_bytes)
-                    copy_bytes(at + row_bytes, new, row_bytes)
-                else:
-                    _fold(tag, size, at, at + row_bytes, new, dim)
+            key = argument(frame, 1) + token * heads * 2 * row_bytes
+            if slot == page * page_size:
+                copy_bytes(to, key, heads * 2 * row_bytes)
+            else:
+                for at in range(0, heads * 2 * row_bytes, 2 * row_bytes):
+                    _fold(tag, size, to + at, key + at, dim)
 
 
 @jit
-def _fold(tag, size, low, high, key, dim):
+def _fold(tag, size, bounds, key, dim):
+    high = dim * size
     for d in range(0, dim * size, LANES * size):
-        value = vload_as(tag, key + d)
-        vstore_as(tag, low + d, vmin(value, vload_as(tag, low + d)))
-        vstore_as(tag, high + d, vmax(value, vload_as(tag, high + d)))
+        vstore_as(tag, bounds + d, vmin(vload_as(tag, key + d), vload_as(tag, bounds + d)))
+        largest = vmax(vload_as(tag, key + high + d), vload_as(tag, bounds + high + d))
+        vstore_as(tag, bounds + high + d, largest)

@@ -20,9 +20,10 @@ def page_bounds(
     A page whose first slot is written starts anew: it may have belonged to another sequence. The bounds of a page
     that is not full are those of the keys it holds.
 
-    bounds: [L, N, Hkv, 2, D], the channel-wise minimum (0) and maximum (1) of every page's keys as they are stored
+    bounds: [L, N, Hkv, 2, D], the channel-wise minimum (0) and maximum (1) of every page's keys
     layer: int32 scalar, may be traced
-    k: [T, Hkv, D] after rotation, cast to the dtype of bounds, which must be that of the pool
+    k: [T, Hkv, D] after rotation, as the pool holds them: of its dtype, or what its quantized keys stand for. float32
+        keys are rounded outward where bounds are bfloat16, so that these hold all the same.
     slots: int32 [T] as for kv_write: page_id * page_size + offset, negative to skip the token; the tokens of one page
         follow each other in order, without another page between them
     returns bounds

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._cpu.register import register
+from pallas_kernels.page_bounds.xla import around
 
 DTYPES = ("float32", "bfloat16")
 WIDEST_VECTOR = 16
@@ -23,4 +24,4 @@ def page_bounds(
     result = jax.ShapeDtypeStruct(bounds.shape, bounds.dtype)
     call = jax.ffi.ffi_call(name, result, input_output_aliases={0: 0}, vmap_method="sequential")
     layer, slots = jnp.asarray(layer, jnp.int32), slots.astype(jnp.int32)
-    return call(bounds, k.astype(bounds.dtype), layer, slots, jnp.int32(page_size))
+    return call(bounds, around(k, bounds.dtype), layer, slots, jnp.int32(page_size))

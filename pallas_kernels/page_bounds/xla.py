@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def page_bounds(
@@ -9,11 +10,30 @@ def page_bounds(
 ) -> jax.Array:
     """See `api.page_bounds`."""
     pages = bounds.shape[1]
-    k = k.astype(bounds.dtype)
+    new = around(k, bounds.dtype)
     # An index past the end is dropped by the scatter; a negative one would count from the back.
     page_id = jnp.where(slots < 0, pages, slots // page_size)
     begun = jnp.where(slots % page_size == 0, page_id, pages)
     nothing_yet = jnp.array([jnp.inf, -jnp.inf], bounds.dtype)[:, None]
     bounds = bounds.at[layer, begun].set(nothing_yet, mode="drop")
-    bounds = bounds.at[layer, page_id, :, 0].min(k, mode="drop")
-    return bounds.at[layer, page_id, :, 1].max(k, mode="drop")
+    bounds = bounds.at[layer, page_id, :, 0].min(new[:, :, 0], mode="drop")
+    return bounds.at[layer, page_id, :, 1].max(new[:, :, 1], mode="drop")
+
+
+def around(k: jax.Array, dtype) -> jax.Array:
+    """Each key as its own bounds, [T, Hkv, D] -> [T, Hkv, 2, D], rounded outward where dtype holds fewer digits."""
+    if k.dtype == dtype or jnp.promote_types(k.dtype, dtype) == dtype:
+        return jnp.stack([k, k], axis=2).astype(dtype)
+    if (k.dtype, dtype) != (jnp.float32, jnp.bfloat16):
+        raise ValueError(
+            f"keys of {k.dtype} for bounds of {dtype}: expected the same, or float32 for bfloat16"
+        )
+    return jnp.stack([_rounded_down(k), -_rounded_down(-k)], axis=2)
+
+
+def _rounded_down(x: jax.Array) -> jax.Array:
+    """The largest bfloat16 no larger than x: a bfloat16 is the upper half of a float32."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    cut = bits & ~0xFFFF  # towards zero, which is down unless x is negative
+    down = jnp.where((bits < 0) & (bits != cut), cut + 0x10000, cut)
+    return lax.bitcast_convert_type(down, jnp.float32).astype(jnp.bfloat16)

@@ -66,6 +66,33 @@ def test_small_heads_go_to_xla():
     np.testing.assert_array_equal(got, oracle(bounds, 1, k, slots, 8))
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bounds_with_fewer_digits_are_rounded_outward(implementation):
+    rng = np.random.default_rng(0)
+    k = rng.standard_normal((64, 2, 64)).astype(np.float32) * rng.choice(
+        [1e-20, 1, 1e20], (64, 2, 64)
+    ).astype(np.float32)
+    k[rng.random(k.shape) < 0.1] = 0
+    stale = jnp.zeros((1, 4, 2, 2, 64), jnp.bfloat16)
+    slots = jnp.arange(64, dtype=jnp.int32)
+    args = stale, 0, jnp.asarray(k), slots
+    low, high = np.moveaxis(
+        np.asarray(page_bounds(*args, page_size=16, implementation=implementation)[0], np.float32), 2, 0
+    )
+    exact = k.reshape(4, 16, 2, 64)
+    assert np.all(low <= exact.min(axis=1)) and np.all(high >= exact.max(axis=1))
+    np.testing.assert_allclose(low, exact.min(axis=1), rtol=2**-7)
+    np.testing.assert_allclose(high, exact.max(axis=1), rtol=2**-7)
+
+
+def test_keys_that_bounds_cannot_hold_are_named():
+    stale = jnp.zeros((1, 4, 2, 2, 64), jnp.float16)
+    with pytest.raises(ValueError, match="keys of float32 for bounds of float16"):
+        page_bounds(
+            stale, 0, jnp.zeros((1, 2, 64)), jnp.zeros(1, jnp.int32), page_size=16, implementation="xla"
+        )
+
+
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(1, 70), max_size=5, unique=True), seed=st.integers(0, 99))
 def test_any_chunking_gives_the_bounds_of_the_keys_so_far(cuts, seed):
