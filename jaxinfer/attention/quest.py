@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.errors import ConfigError
+from pallas_kernels.page_scores import page_scores
 from pallas_kernels.page_select import page_select
 
 MODES = ("shared", "kernel", "paper")
@@ -33,9 +34,10 @@ class QuestPolicy:
       dense_below: rows of at most so many tokens attend to all of them; anything up to the budget changes nothing.
       dense_layers: layers from the first that attend to everything; they tolerate little sparsity (figure 3).
       top_p: below 1, a row takes fewer pages than the budget where these hold this share of the estimated weight.
+      spread: below 1, score pages by an estimate that lies so far from the middle of their keys towards the bound.
       reuse_steps: a choice serves so many steps; the pages at the end follow the text at every step.
 
-    dense_below, top_p and reuse_steps are for "shared" alone.
+    dense_below, top_p, spread and reuse_steps are for "shared" alone.
 
     Raises:
       ConfigError: naming the attribute, its value and what is accepted.
@@ -49,6 +51,7 @@ class QuestPolicy:
     dense_below: int = 0
     dense_layers: int = 2
     top_p: float = 1.0
+    spread: float = 1.0
     reuse_steps: int = 1
 
     def __post_init__(self):
@@ -70,8 +73,9 @@ class QuestPolicy:
         require(self.dense_below >= 0, "dense_below", "0 or more tokens")
         require(self.dense_layers >= 0, "dense_layers", "0 or more")
         require(0 < self.top_p <= 1, "top_p", "a share in (0, 1]")
+        require(0 <= self.spread <= 1, "spread", "a share in [0, 1]")
         require(self.reuse_steps >= 1, "reuse_steps", "1 or more")
-        for name, neutral in (("dense_below", 0), ("top_p", 1), ("reuse_steps", 1)):
+        for name, neutral in (("dense_below", 0), ("top_p", 1), ("spread", 1), ("reuse_steps", 1)):
             faithful = self.mode == "shared" or getattr(self, name) == neutral
             require(faithful, name, f"{neutral} in mode {self.mode!r}, which is the authors' own")
 
@@ -119,6 +123,23 @@ class Selection(NamedTuple):
     tokens: jax.Array
     positions: jax.Array
     number: jax.Array
+
+
+def choose(
+    policy: QuestPolicy,
+    q: jax.Array,
+    bounds: jax.Array,
+    layer: jax.Array | int,
+    page_table: jax.Array,
+    kv_len: jax.Array,
+    *,
+    scale: float,
+) -> Selection:
+    """Scores the pages of every row and chooses; arguments as for page_scores and select."""
+    scores = page_scores(
+        q, bounds, layer, page_table, kv_len, page_size=policy.page_size, spread=policy.spread
+    )
+    return select(policy, scores, page_table, kv_len, kv_heads=bounds.shape[2], scale=scale)
 
 
 def select(

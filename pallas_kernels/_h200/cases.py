@@ -48,7 +48,7 @@ def _scores(shape) -> Case:
     rows, width = len(shape.kv_len), -(-max(shape.kv_len) // shape.page_size)
     q = ((rows, shape.q_heads, shape.head_dim), "bfloat16")
     pool = ((LAYERS, POOL_PAGES, shape.kv_heads, 2, shape.head_dim), "bfloat16")
-    run = functools.partial(scores.page_scores, page_size=shape.page_size)
+    run = functools.partial(scores.page_scores, page_size=shape.page_size, spread=1.0)
     return Case(run, (q, pool, ((), "int32"), ((rows, width), "int32"), ((rows,), "int32")))
 
 

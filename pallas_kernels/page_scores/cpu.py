@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._cpu.register import register
+from pallas_kernels.page_scores.xla import factors
 
 DTYPES = ("float32", "bfloat16")
 WIDEST_VECTOR = 16
@@ -17,6 +18,7 @@ def page_scores(
     kv_len: jax.Array,
     *,
     page_size: int,
+    spread: float,
 ) -> jax.Array:
     """See `api.page_scores`."""
     rows, q_heads, head_dim = q.shape
@@ -27,8 +29,7 @@ def page_scores(
         )
     name = f"pallas_kernels.page_scores.{dtype}"
     register(name, "pallas_kernels.page_scores._native", f"{dtype}_handler")
-    q = q.astype(jnp.float32)
-    signed = jnp.stack([jnp.minimum(q, 0), jnp.maximum(q, 0)], axis=2)  # [S, Hq, 2, D], as the bounds
+    signed = jnp.stack(factors(q.astype(jnp.float32), spread), axis=2)  # [S, Hq, 2, D], as the bounds
     result = jax.ShapeDtypeStruct((rows, q_heads, page_table.shape[1]), jnp.float32)
     pages = -(-kv_len.astype(jnp.int32) // page_size)
     call = jax.ffi.ffi_call(name, result, vmap_method="sequential")

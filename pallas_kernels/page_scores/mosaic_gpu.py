@@ -28,6 +28,7 @@ def page_scores(
     kv_len: jax.Array,
     *,
     page_size: int,
+    spread: float,
 ) -> jax.Array:
     """See `api.page_scores`."""
     rows, q_heads, head_dim = q.shape

@@ -1,15 +1,14 @@
 """Rows of keys laid out in a paged pool with its bounds, and plain-numpy versions of what the engine computes."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.attention import QuestPolicy, Selection, select
+from jaxinfer.attention import QuestPolicy, Selection
+from jaxinfer.attention import choose as choose_pages
 from pallas_kernels.page_bounds import page_bounds
-from pallas_kernels.page_scores import page_scores
 
 
 @dataclass
@@ -56,15 +55,11 @@ def lay_out(keys, values=None, page_size=16, dtype=jnp.float32, seed=0, table_wi
     return PagedRows(keys, values, *pools, bounds, jnp.asarray(table), jnp.asarray(kv_len))
 
 
+_choose = jax.jit(choose_pages, static_argnums=0, static_argnames="scale")
+
+
 def choose(policy: QuestPolicy, rows: PagedRows, q) -> Selection:
-    return _choose(policy, q, rows.bounds, rows.page_table, rows.kv_len)
-
-
-@partial(jax.jit, static_argnums=0)
-def _choose(policy, q, bounds, page_table, kv_len):
-    scores = page_scores(q, bounds, 0, page_table, kv_len, page_size=policy.page_size)
-    scale = q.shape[-1] ** -0.5
-    return select(policy, scores, page_table, kv_len, kv_heads=bounds.shape[2], scale=scale)
+    return _choose(policy, q, rows.bounds, 0, rows.page_table, rows.kv_len, scale=q.shape[-1] ** -0.5)
 
 
 def chosen_sets(selection: Selection) -> list[list[list[int]]]:

@@ -191,6 +191,17 @@ def test_an_adaptive_budget_takes_few_pages_where_few_matter():
     assert np.asarray(chosen.tokens).tolist() == [[64], [256], [100]]
 
 
+def test_without_spread_pages_rank_by_the_middle_of_their_keys():
+    rng = np.random.default_rng(8)
+    keys = rng.standard_normal((160, 1, 16)).astype(np.float32) * 0.1
+    keys[32:48] += 0.5  # all of this page points where the query does
+    keys[64:80] *= 40  # this one points everywhere
+    rows, q = lay_out([keys]), jnp.ones((1, 1, 16))
+    policies = [QuestPolicy(token_budget=64, spread=spread) for spread in (0.0, 1.0)]
+    middle, bound = (chosen_sets(choose(policy, rows, q))[0][0] for policy in policies)
+    assert (middle, bound) == ([0, 2, 8, 9], [0, 4, 8, 9])
+
+
 def test_a_choice_that_serves_again_follows_the_end_of_the_text():
     rng = np.random.default_rng(7)
     policy = QuestPolicy(token_budget=96, reuse_steps=8)
@@ -222,6 +233,8 @@ def test_a_choice_that_serves_again_follows_the_end_of_the_text():
         ({"top_p": 0.0}, r"top_p = 0.0.*\(0, 1\]"),
         ({"mode": "paper", "reuse_steps": 2}, "reuse_steps = 2: expected 1 in mode 'paper'"),
         ({"reuse_steps": 0}, "reuse_steps = 0"),
+        ({"spread": 1.5}, r"spread = 1.5.*\[0, 1\]"),
+        ({"mode": "kernel", "spread": 0.5}, "spread = 0.5: expected 1 in mode 'kernel'"),
     ],
 )
 def test_impossible_policies_are_named(wrong, message):

@@ -53,6 +53,20 @@ def test_matches_numpy(name, dtype, implementation):
         np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("spread", [0.0, 0.25])
+def test_an_estimate_below_the_bound(spread, implementation):
+    shape = PagesShape(6, 2, 64, 16, (300, 100))
+    q, bounds, layer, table, kv_len = make(shape)
+    got = page_scores(
+        q, bounds, layer, table, kv_len, page_size=16, spread=spread, implementation=implementation
+    )
+    middle = bounds.at[:].set((bounds[:, :, :, :1] + bounds[:, :, :, 1:]) / 2)
+    low, high = (oracle(q, b, layer, table, kv_len) for b in (middle, bounds))
+    for mine, want in zip(own_scores(got, shape), own_scores(low + spread * (high - low), shape)):
+        np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-4)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     length=st.integers(1, 96),
