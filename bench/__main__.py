@@ -13,6 +13,7 @@ BENCHES = {
     "engine": "tokens/s, steps, compilations, padding and host share of the engine, on this machine's own limits",
     "peers": "the same batch through jaxinfer and through transformers, side by side",
     "pocket": "accuracy of the pocket model by task and length, likelihood of held-out stories, load of its experts",
+    "quest-attention": "estimate, select and attend against dense attention, by context, budget and batch",
     "quest-accuracy": "what Quest's selections, and evictions on the same budget, keep of the pocket model's answers",
 }
 
