@@ -3,9 +3,9 @@
 The threshold is built bit by bit, as is the place of the last tie; prefix sums and the compaction are small matmuls on
 the tensor cores, so there is no sort, no scatter and no atomic. Pages are numbered row by row of a [64, C] tile.
 
-Bytes: 4 * G per page read once where heads choose alone, twice where a group chooses together (the second time from
-the L2 cache), and 4 per chosen page written: with D 128 and G 4 it is 3 % of the bounds that page_scores reads. What
-bounds it is latency: 32 + 13 rounds of a compare, an add and a reduction over the warpgroup.
+Bytes: 4 * G per page read once, and 4 per chosen page written: with D 128 and G 4 it is 3 % of the bounds that
+page_scores reads. What bounds it is latency: a round of a compare, an add and a reduction over the warpgroup for each bit until the threshold
+parts the keys, some twenty, and for ties another 13.
 """
 
 import functools
@@ -114,9 +114,12 @@ def _select_row(
         keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         forced = (index < first) | (index >= pages - last)
         keys = jnp.where(index < pages, jnp.where(forced, HIGHEST, keys), LOWEST)
-        threshold = _threshold(keys, wanted)
-        ties = wanted - _count(keys > threshold)
-        cut = _last_tie(keys == threshold, index, ties, ROWS * columns)
+        threshold, reached = _threshold(keys, wanted)
+        cut = lax.cond(
+            reached > wanted,
+            lambda: _last_tie(keys == threshold, index, wanted - _count(keys > threshold)),
+            lambda: jnp.int32(ROWS * columns),
+        )
         chosen = (keys > threshold) | ((keys == threshold) & (index <= cut))
 
         mask[...] = jnp.where(chosen, 1.0, 0.0).astype(jnp.bfloat16)
@@ -145,18 +148,28 @@ def _rank(scores, valid, scale):
 
 
 def _threshold(keys, wanted):
-    """The wanted-th largest key, bit by bit from the top: the largest t with at least so many keys >= t."""
+    """A threshold bit by bit from the top, and how many keys reach it: `wanted`, or more where the last ones tie."""
 
-    def one_bit(i, threshold):
-        higher = threshold + lax.shift_left(jnp.int32(1), 31 - i)
-        return jnp.where(_count(keys >= higher) >= wanted, higher, threshold)
+    def unsettled(state):
+        bit, _, reached = state
+        return (bit >= 0) & (reached > wanted)
 
-    return lax.fori_loop(0, 32, one_bit, jnp.int32(LOWEST))
+    def one_bit(state):
+        bit, threshold, reached = state
+        higher = threshold + lax.shift_left(jnp.int32(1), bit)
+        count = _count(keys >= higher)
+        enough = count >= wanted
+        return bit - 1, jnp.where(enough, higher, threshold), jnp.where(enough, count, reached)
+
+    _, threshold, reached = lax.while_loop(
+        unsettled, one_bit, (jnp.int32(31), jnp.int32(LOWEST), jnp.int32(keys.size))
+    )
+    return threshold, reached
 
 
-def _last_tie(equal, index, ties, size):
+def _last_tie(equal, index, ties):
     """The index of the ties-th equal key, bit by bit: the largest c with fewer than `ties` of them before it."""
-    rounds = size.bit_length() - 1
+    rounds = index.size.bit_length() - 1
 
     def one_bit(i, cut):
         further = cut + lax.shift_left(jnp.int32(1), rounds - 1 - i)

@@ -27,7 +27,7 @@ SHAPES = {
 # Small enough for the simulator of the GPU: one for each width of its tile, with and without a group.
 SIMULATED = {
     "one_head_2k": SelectShape(2, 1, (300, 40, 0), 70, first=0, last=1),
-    "group_32k": SelectShape(1, 4, (2048, 130), 128),
+    "group_32k": SelectShape(1, 4, (2048, 130, 20), 128),
     "group_64k": SelectShape(1, 2, (3000,), 64),
     "one_head_128k": SelectShape(1, 1, (8000,), 128),
 }
