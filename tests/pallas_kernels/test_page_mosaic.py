@@ -109,6 +109,43 @@ def test_attention_does_not_feel_its_neighbours():
         np.testing.assert_array_equal(alone, together[row])
 
 
+def shape_of(*shape, dtype=jnp.bfloat16):
+    return jnp.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("q_heads", "head_dim", "page_size", "dtype", "message"),
+    [
+        (4, 128, 16, jnp.float32, "float32.*; bfloat16"),
+        (4, 32, 16, jnp.bfloat16, "head dimension 32, page size 16; 64 or 128"),
+        (4, 64, 8, jnp.bfloat16, "page size 8; 64 or 128, 16 or 32"),
+        (34, 64, 16, jnp.bfloat16, "17 query heads to a KV head; at most 16"),
+    ],
+)
+def test_limits_of_attention(q_heads, head_dim, page_size, dtype, message):
+    pool = shape_of(1, 2, 2, page_size, head_dim, dtype=dtype)
+    lists, tokens = shape_of(1, 2, 3, dtype=jnp.int32), shape_of(1, 2, dtype=jnp.int32)
+    q = shape_of(1, q_heads, head_dim, dtype=dtype)
+    with pytest.raises(NotImplementedError, match=message), simulator():
+        page_attention(q, pool, pool, 0, lists, tokens, scale=1.0, implementation="mosaic_gpu")
+
+
+@pytest.mark.parametrize(("top_p", "pages", "message"), [(0.9, 64, "top_p 0.9"), (1.0, 8193, "8193 pages")])
+def test_limits_of_selection(top_p, pages, message):
+    scores, row = shape_of(1, 1, 1, pages, dtype=jnp.float32), jnp.zeros(1, jnp.int32)
+    with pytest.raises(NotImplementedError, match=message), simulator():
+        page_select(scores, row, row, width=4, top_p=top_p, implementation="mosaic_gpu")
+
+
+def test_limits_of_bounds_and_scores():
+    bounds, row = shape_of(1, 2, 1, 2, 32), jnp.zeros(1, jnp.int32)
+    settings = {"page_size": 16, "implementation": "mosaic_gpu"}
+    with pytest.raises(NotImplementedError, match="head dimension 32"), simulator():
+        page_scores(shape_of(1, 4, 32), bounds, 0, row[None], row, **settings)
+    with pytest.raises(NotImplementedError, match="head dimension 32"), simulator():
+        page_bounds(bounds, 0, shape_of(1, 1, 32), row, **settings)
+
+
 def test_without_a_hopper_gpu_the_kernels_say_so():
     shape = attention_shapes.SIMULATED["paper"]
     args = attention_tests.make(shape, jnp.bfloat16)
