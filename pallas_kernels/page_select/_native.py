@@ -1,7 +1,7 @@
 """The numba side of page_select. An item is a row and a choosing head.
 
 Arguments: scores [S, H, G, P], pages, keep, (first, last), scale. Results: positions [S, H, W], number [S, H], and
-scratch per worker: P keys, then the histogram.
+scratch per worker: P keys, the histogram, P candidates.
 """
 
 import math
@@ -44,7 +44,7 @@ from pallas_kernels._cpu.vector import (
 )
 
 # A key has 32 bits; these many are settled at a time, from the top.
-DIGIT, BINS = 11, 2048
+DIGIT, BINS = 8, 256
 LOWEST = -1e30
 
 
@@ -101,18 +101,26 @@ def _choose(frame, item, row, keys):
             keys,
         )
         _order_bits(keys, low, high)
-    threshold, ties = _threshold(keys, low, high, wanted, keys + 4 * total)
+    bins = keys + 4 * total
+    threshold, ties = _threshold(keys, low, high, wanted, bins, bins + 4 * BINS)
+    for page in range(min(low, number)):
+        store_i32(to + 4 * page, page)
+    _emit(keys, low, high, threshold, ties, to + 4 * low, number - low - (own - high))
+    for page in range(max(high, own - number), own):
+        store_i32(to + 4 * (page - own + number), page)
+
+
+@jit
+def _emit(keys, low, high, threshold, ties, to, wanted):
+    """Without a branch on what is chosen, which nothing could predict."""
     done = 0
-    for page in range(own):
-        chosen = page < low or page >= high
-        if not chosen and wanted > 0:
-            key = load_i32(keys + 4 * page)
-            chosen = key > threshold or (key == threshold and ties > 0)
-            if key == threshold:
-                ties -= 1
-        if chosen and done < number:
-            store_i32(to + 4 * done, page)
-            done += 1
+    for page in range(low, high):
+        if done >= wanted:
+            break
+        key = load_i32(keys + 4 * page)
+        store_i32(to + 4 * done, page)
+        done += (key > threshold) | ((key == threshold) & (ties > 0))
+        ties -= key == threshold
 
 
 @jit
@@ -167,30 +175,45 @@ def _order_bits(keys, low, high):
     """float32 to int32 of the same order, in place: negative numbers count down from their sign bit."""
     for page in range(low, high):
         bits = load_i32(keys + 4 * page)
-        if load_f32(keys + 4 * page) == 0.0:
-            bits = 0  # -0.0 is no less than 0.0
+        bits = 0 if bits == -(2**31) else bits  # -0.0 is no less than 0.0
         store_i32(keys + 4 * page, bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 @jit
-def _threshold(keys, low, high, wanted, bins):
-    """The `wanted`-th largest of keys[low:high], and how many equal to it are wanted."""
+def _threshold(keys, low, high, wanted, bins, candidates):
+    """A threshold, and how many keys equal to it are wanted beside all larger ones: `wanted` in total.
+
+    Digit by digit from the top: the keys that share the digit of the last one wanted are candidates for the next.
+    """
+    source, count = keys + 4 * low, high - low
     prefix, shift = 0, 32
     while shift > 0 and wanted > 0:
-        digit = min(DIGIT, shift)
-        shift -= digit
+        shift -= DIGIT
         zero_bytes(bins, 4 * BINS)
-        for page in range(low, high):
-            key = load_i32(keys + 4 * page) + 2**31
-            if key >> (shift + digit) == prefix:
-                at = bins + 4 * ((key >> shift) & ((1 << digit) - 1))
-                store_i32(at, load_i32(at) + 1)
-        value = (1 << digit) - 1
+        for i in range(count):
+            at = bins + 4 * _digit(load_i32(source + 4 * i), shift)
+            store_i32(at, load_i32(at) + 1)
+        value = BINS - 1
         while value > 0 and load_i32(bins + 4 * value) < wanted:
             wanted -= load_i32(bins + 4 * value)
             value -= 1
-        prefix = (prefix << digit) | value
+        prefix = (prefix << DIGIT) | value
+        if load_i32(bins + 4 * value) == wanted:
+            # All of these, however their lower digits differ.
+            return (prefix << shift) - 2**31 - 1, 0
+        kept = 0
+        for i in range(count):
+            key = load_i32(source + 4 * i)
+            if _digit(key, shift) == value:
+                store_i32(candidates + 4 * kept, key)
+                kept += 1
+        source, count = candidates, kept
     return prefix - 2**31, wanted
+
+
+@jit
+def _digit(key, shift):
+    return ((key + 2**31) >> shift) & (BINS - 1)
 
 
 @jit

@@ -9,7 +9,7 @@ from pallas_kernels._cpu.register import register
 
 NAME = "pallas_kernels.page_select"
 MAX_WORKERS = 64
-BINS = 2**11
+BINS = 2**8
 
 
 def page_select(
@@ -32,7 +32,7 @@ def page_select(
     results = (
         jax.ShapeDtypeStruct((rows, heads, width), jnp.int32),
         jax.ShapeDtypeStruct((rows, heads), jnp.int32),
-        jax.ShapeDtypeStruct((workers, total + BINS), jnp.int32),
+        jax.ShapeDtypeStruct((workers, 2 * total + BINS), jnp.int32),
     )
     settings = jnp.array([first, last], jnp.int32), jnp.float32(scale)
     call = jax.ffi.ffi_call(NAME, results, vmap_method="sequential")

@@ -63,7 +63,8 @@ def page_select(
     )
     upper = jnp.triu(jnp.ones((columns, columns), jnp.bfloat16))
     pages, keep = pages.astype(jnp.int32), keep.astype(jnp.int32)
-    positions = jnp.minimum(kernel(tile, pages, keep, upper)[..., :width], total - 1)
+    # Padding rows are left unwritten.
+    positions = jnp.clip(kernel(tile, pages, keep, upper)[..., :width], 0, total - 1)
     number = jnp.clip(jnp.minimum(keep, pages), 0, min(width, total))
     return positions, jnp.broadcast_to(number[:, None], (rows, heads))
 
