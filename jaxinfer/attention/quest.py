@@ -192,8 +192,8 @@ def select_again(
 
 def _listed(policy: QuestPolicy, positions, count, page_table, kv_len) -> Selection:
     """Positions as page ids, and how many tokens they hold."""
-    rows, choosers, width = positions.shape
-    flat = jnp.take_along_axis(page_table, positions.reshape(rows, choosers * width), axis=1)
+    rows, _, width = positions.shape
+    flat = jnp.take_along_axis(page_table, positions.reshape(rows, -1), axis=1, mode="clip")
     listed = jnp.arange(width) < count[..., None]
     page_lists = jnp.where(listed, flat.reshape(positions.shape), 0)
     pages = _pages(kv_len, policy.page_size)
