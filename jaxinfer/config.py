@@ -90,6 +90,8 @@ class SparsitySettings(Section):
       dense_below: contexts up to so many tokens are attended to as a whole ("shared").
       dense_layers: layers from the first that attend to everything.
       top_p: below 1, attend to fewer tokens where those hold this share of the estimated weight ("shared").
+      spread: 1 ranks pages by their bounds; below, by an estimate that lies so far from the middle of the page's keys
+        towards them ("shared").
       prompt_tail: tokens at the end of a prompt that choose pages as generated ones do, each in a step of its own.
     """
 
@@ -101,6 +103,7 @@ class SparsitySettings(Section):
     dense_below: int = setting(0, low=0, answers=True)
     dense_layers: int = setting(2, low=0, answers=True)
     top_p: float = setting(1.0, low=0, high=1, answers=True)
+    spread: float = setting(1.0, low=0, high=1, answers=True)
     prompt_tail: int = setting(0, low=0, answers=True)
 
 

@@ -53,7 +53,7 @@ class Rows(NamedTuple):
       top_ks: 0 for all.
       biased: 1 where its slot holds logit biases of its own.
       samples: 1 where the token after the last one is wanted.
-      sparse: 1 where its one token chooses the pages it attends to.
+      single: 1 where its one token takes the attention of decoding.
     """
 
     slots: Any
@@ -68,7 +68,7 @@ class Rows(NamedTuple):
     top_ks: Any
     biased: Any
     samples: Any
-    sparse: Any
+    single: Any
 
 
 class Knobs(NamedTuple):
@@ -164,7 +164,7 @@ class Batcher:
             matrix[:, row] = self._row(sequence)
             rows.counts[row] = chunk.count
             rows.samples[row] = chunk.samples
-            rows.sparse[row] = chunk.sparse
+            rows.single[row] = chunk.decodes or chunk.sparse
             if chunk.samples and not _is_plain(sequence.request.sampling):
                 settings[:, row] = _knobs(sequence.request.sampling)
                 needs |= needs_of(sequence.request.sampling)
@@ -186,7 +186,7 @@ class Batcher:
             top_ks=min(max(sampling.top_k, 0), _INT32_MAX),
             biased=int(bool(sampling.logit_bias)),
             samples=0,
-            sparse=0,
+            single=0,
         )
 
 

@@ -295,4 +295,5 @@ def quest_policy(settings: Settings, config: ModelConfig) -> QuestPolicy | None:
         dense_below=chosen.dense_below,
         dense_layers=chosen.dense_layers,
         top_p=chosen.top_p,
+        spread=chosen.spread,
     )

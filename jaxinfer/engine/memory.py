@@ -30,7 +30,7 @@ class MemoryPlan:
     table_width: entries of a page table (P).
     token_buckets: sizes a mixed step is padded to (T).
     row_buckets: sizes a decode call is padded to (S).
-    bounds: every page has bounds of its keys.
+    bounds: type of the bounds of every page's keys; None where nothing chooses pages.
     """
 
     model: ModelConfig
@@ -42,7 +42,7 @@ class MemoryPlan:
     table_width: int
     token_buckets: tuple[int, ...]
     row_buckets: tuple[int, ...]
-    bounds: bool
+    bounds: str | None
 
     @classmethod
     def make(cls, config: ModelConfig, settings: Settings) -> MemoryPlan:
@@ -55,7 +55,10 @@ class MemoryPlan:
         context = engine.max_context or config.context_length
         dtype = config.dtype if settings.model.dtype == "auto" else settings.model.dtype
         width = -(-context // size)
-        bounds = settings.sparsity.token_budget > 0
+        bounds = None
+        if settings.sparsity.token_budget:
+            # rounded outward they are still bounds, in half the bytes; the authors' modes compute with the keys' type
+            bounds = "bfloat16" if settings.sparsity.mode == "shared" else dtype
         return cls(
             model=config,
             page_size=size,
@@ -87,7 +90,7 @@ class MemoryPlan:
             bias_values=jnp.zeros((slots, MAX_LOGIT_BIAS)),
             banned_ids=jnp.full((slots, self.banned_width), vocabulary, jnp.int32),
         )
-        pool = make_pool(self.model, self.pages, self.page_size, self.dtype, bounds=self.bounds)
+        pool = make_pool(self.model, self.pages, self.page_size, self.dtype, self.bounds)
         return State(pool, table)
 
 
@@ -106,9 +109,9 @@ def bucket(count: int, sizes: tuple[int, ...]) -> int:
     return next(size for size in sizes if size >= count)
 
 
-def _pages(config: ModelConfig, settings: Settings, width: int, dtype: str, bounds: bool) -> int:
+def _pages(config: ModelConfig, settings: Settings, width: int, dtype: str, bounds: str | None) -> int:
     cache = settings.cache
-    each, free = page_bytes(config, cache.page_size, dtype, bounds=bounds), _free_bytes()
+    each, free = page_bytes(config, cache.page_size, dtype, bounds), _free_bytes()
     if cache.pages is not None:
         if cache.pages * each > free:
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -26,7 +25,7 @@ class Chunk:
     Attributes:
       decodes: each token is sampled by the step before it (else the tokens are known and computed at once).
       samples: the token after the last one is wanted.
-      sparse: each token chooses the pages it attends to.
+      sparse: its one token, though known, attends as generated ones do: to the pages that it chooses.
     """
 
     sequence: Sequence
@@ -150,8 +149,7 @@ class Planner:
         for sequence in decoding:
             if sequence.slot >= 0:
                 count = self._steps_of(sequence, plan.steps)
-                sparse = sequence.dense_tokens < sys.maxsize
-                chunks.append(Chunk(sequence, sequence.computed, count, decodes=True, sparse=sparse))
+                chunks.append(Chunk(sequence, sequence.computed, count, decodes=True))
                 sequence.advance(count)
         return chunks
 

@@ -154,7 +154,7 @@ def _run_mixed(
 ) -> tuple[State, Sampled, jax.Array]:
     tokens, rows = Tokens(*batch.tokens), Rows(*batch.rows)
     ids = jnp.where(tokens.ids == TOKEN_FROM_SLOT, state.table.last_tokens[tokens.slots], tokens.ids)
-    paged = PagedRows(batch.page_table, rows.starts, rows.counts, rows.kv_lengths, rows.sparse)
+    paged = PagedRows(batch.page_table, rows.starts, rows.counts, rows.kv_lengths, rows.single)
     attend = paged_attention(spec.config, spec.quest, paged, tokens.kv_slots, mixed=True)
     valid = tokens.kv_slots >= 0
     hidden, pool = forward(

@@ -29,13 +29,15 @@ class KVPool(NamedTuple):
         return self.k_pages.shape[3]
 
 
-def page_bytes(config: ModelConfig, page_size: int, dtype, *, bounds: bool = False) -> int:
-    """Bytes that one page takes over all layers: keys, values and their bounds."""
-    vectors = 2 * page_size + (2 if bounds else 0)
-    return vectors * config.layers * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+def page_bytes(config: ModelConfig, page_size: int, dtype, bounds=None) -> int:
+    """Bytes that one page takes over all layers: keys, values and, in the type `bounds`, their bounds."""
+    channels = 2 * config.layers * config.kv_heads * config.head_dim
+    size = page_size * jnp.dtype(dtype).itemsize + (0 if bounds is None else jnp.dtype(bounds).itemsize)
+    return channels * size
 
 
-def make_pool(config: ModelConfig, pages: int, page_size: int, dtype, *, bounds: bool = False) -> KVPool:
+def make_pool(config: ModelConfig, pages: int, page_size: int, dtype, bounds=None) -> KVPool:
+    """An empty pool; `bounds` is the type of the bounds, None for a pool without."""
     shape = (config.layers, pages, config.kv_heads, page_size, config.head_dim)
-    limits = jnp.zeros((*shape[:3], 2, config.head_dim), dtype) if bounds else None
+    limits = None if bounds is None else jnp.zeros((*shape[:3], 2, config.head_dim), bounds)
     return KVPool(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), limits)

@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import LLAMA, MIXTRAL, answers, greedy, make_engine, request, variant, weights
@@ -18,6 +19,13 @@ DEEP = variant(layers=2)
 SPARSE = (f"cache.page_size={PAGE}", f"sparsity.token_budget={BUDGET}", "sparsity.dense_layers=1")
 
 
+def rounded_down(x):
+    """To bfloat16, as the pool keeps bounds."""
+    near = x.astype(np.float32).astype(ml_dtypes.bfloat16)
+    below = np.nextafter(near, ml_dtypes.bfloat16(-np.inf))
+    return np.where(near.astype(np.float64) <= x, near, below).astype(np.float64)
+
+
 def chosen_pages(q, keys, group):
     """Pages of one row and KV head under mode "shared": q [G, D], keys [tokens, D] -> sorted positions."""
     pages = -(-len(keys) // PAGE)
@@ -25,6 +33,7 @@ def chosen_pages(q, keys, group):
         return list(range(pages))
     split = [keys[i * PAGE : (i + 1) * PAGE] for i in range(pages)]
     low, high = np.stack([p.min(0) for p in split]), np.stack([p.max(0) for p in split])
+    low, high = rounded_down(low), -rounded_down(-high)
     scores = np.maximum(q[:, None] * low, q[:, None] * high).sum(-1) / math.sqrt(q.shape[-1])
     shifted = scores - scores.max(1, keepdims=True)
     rank = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True))).max(0)
@@ -153,6 +162,17 @@ def test_the_authors_modes_run(mode):
 def test_impossible_budgets_are_refused(text, said):
     with pytest.raises(ConfigError, match=said):
         make_engine(DEEP, (*SPARSE, text))
+
+
+@pytest.mark.parametrize("settings", [(), SPARSE], ids=["dense", "quest"])
+def test_decoding_rows_apart_as_on_a_gpu_give_the_same(settings, monkeypatch):
+    work = prompts(4, seed=12)
+    requests = [request(str(i), p, max_tokens=12) for i, p in enumerate(work)]
+    together = answers(make_engine(DEEP, settings), requests)
+    monkeypatch.setattr("jaxinfer.engine.paged._decodes_apart", lambda config: True)
+    other = (*settings, "engine.decode_steps=7")  # programs of its own
+    apart = answers(make_engine(DEEP, other), requests)
+    assert {k: v.token_ids for k, v in together.items()} == {k: v.token_ids for k, v in apart.items()}
 
 
 def test_nothing_is_compiled_after_warm_up():
