@@ -19,7 +19,14 @@ from jaxinfer.batch import cli
 from jaxinfer.batch.rows import COMPLETIONS_URL
 
 ROWS = Path(__file__).parent / "assets" / "demo"  # written by `python -m bench.pocket.requests`
-PASS = {"passkey": 0.95, "lines": 0.85, "classify": 0.9, "needles": 0.6, "story": 0.6, "table": 0.6}  # least share right
+PASS = {  # least share right
+    "passkey": 0.95,
+    "lines": 0.85,
+    "classify": 0.9,
+    "needles": 0.6,
+    "story": 0.6,
+    "table": 0.6,
+}
 TOLD = 20  # characters of a story told on, at least
 
 _INTRODUCTION = """[bold]jaxinfer demo[/bold]: a batch file through [bold]jaxinfer-batch[/bold], every answer checked.

@@ -1,4 +1,4 @@
-"""The small text tasks, each with one right answer, on which the embedded model was trained and the demo tests it.
+"""Small text tasks, each with one right answer, for batches in tests.
 
 A line reads `sort: 5 2 9 1 -> 1 2 5 9`: a question, an arrow, the answer. Lines in a row make a few-shot prompt. Every eighth question, chosen by hash, was never trained on (`held_out`).
 """

@@ -1,16 +1,12 @@
 """The embedded model answers its tasks, and the demo tells a good run from a bad one."""
 
-import itertools
 import json
-import random
 
 import pytest
 from rich.console import Console
 
 from jaxinfer import LLM, SamplingParams, demo
-from jaxinfer.demo_tasks import ARROW, HEADER, TASKS, held_out, items
-
-GREEDY = SamplingParams(temperature=0, max_tokens=40)
+from jaxinfer.batch.rows import CHAT_URL
 
 
 @pytest.fixture(scope="module")
@@ -18,57 +14,32 @@ def batch():
     return demo.make_batch()
 
 
-ORACLES = {
-    "reverse": lambda word: "".join(reversed(word)),
-    "upper": str.upper,
-    "sort": lambda digits: " ".join(map(str, sorted(map(int, digits.split())))),
-    "max": lambda digits: str(max(map(int, digits.split()))),
-    "add": lambda sum_: str(sum(map(int, sum_.split("+")))),
-    "count": lambda body: " ".join(
-        str(n)
-        for n in (range(1000) if body.endswith("up") else reversed(range(1000)))
-        if n // 100 == int(body[0]) and (n - int(body[:3])) * (1 if body.endswith("up") else -1) >= 0
-    ),
-    "story": lambda body: next(
-        body.split()[at] for word, at in (("Who", 0), ("What", 3), ("Where", 6)) if word in body
-    ).strip("."),
-}
+def test_rows_are_mixed(batch):
+    rows = [json.loads(line) for line in batch.lines if line.endswith("}")]
+    assert 150 <= len(rows) <= 250
+    assert {row["url"] == CHAT_URL for row in rows} == {True, False}
+    assert {"passkey", "lines", "story", "needles", "table", "classify", "tell"} == set(batch.tasks)
+    assert max(len(line) for line in batch.lines) > 20_000  # long documents
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_answers_of_the_tasks_are_right(task):
-    rng = random.Random(1)
-    for unseen in (False, True):
-        for item in itertools.islice(items(task, rng, unseen=unseen), 50):
-            assert item.answer == ORACLES[task](item.question.removeprefix(f"{task}: "))
-            assert held_out(item.question) == unseen
-
-
-def test_embedded_model_answers_held_out_questions():
-    rng = random.Random("a handful")
-    asked = [next(items(task, rng, unseen=True)) for task in ("reverse", "upper", "sort", "max", "story") * 4]
-    llm = LLM()
-    completed = list(llm.generate([item.question + ARROW for item in asked], GREEDY))
-    assert {out.finish_reason for out in completed} == {"stop"}
-    right = sum(out.text == f" {item.answer}" for out, item in zip(completed, asked))
-    assert right >= 17, [(item.line, out.text) for out, item in zip(completed, asked)]
-    chats = [[{"role": "system", "content": HEADER}, {"role": "user", "content": i.question}] for i in asked]
-    right = sum(out.text.strip() == i.answer for out, i in zip(llm.chat(chats, GREEDY), asked))
-    assert right >= 17
+def test_embedded_model_answers():
+    found = "The grass is green. The pass key is 40961. Remember it. 40961 is the pass key.\nThe sky is blue."
+    asked = f"{found}\nWhat is the pass key? The pass key is"
+    (out,) = LLM().generate([asked], SamplingParams(temperature=0, max_tokens=12))
+    assert out.text == " 40961." and out.finish_reason == "stop"
 
 
 def test_demo_ends_well(tmp_path, capsys):
     assert demo.main(["--folder", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert all(task in said for task in TASKS)
-    assert "bench/demo_model.py" in said
+    assert all(task in said for task in demo.PASS)
     answers = (tmp_path / "answers.jsonl").read_text().splitlines()
     errors = [json.loads(line)["custom_id"] for line in answers if json.loads(line)["error"]]
     assert len(answers) == len(demo.make_batch().lines)
     assert sorted(errors, key=str) == [None, "bad-length", "bad-temperature"]
 
 
-def _rows(batch, answer=lambda item: item.answer):
+def _rows(batch, answer=lambda item: item.answer or "Then they all went home, tired and happy."):
     told = [
         {"custom_id": key, "response": {"body": {"choices": [{"text": answer(item)}]}}, "error": None}
         for key, item in batch.expected.items()
@@ -89,8 +60,10 @@ def test_check_accepts_right_answers(batch):
 
 
 def test_check_notices_wrong_answers(batch):
-    problems = _problems(batch, _rows(batch, lambda item: "7" if item.task == "sort" else item.answer))
-    assert problems == ["sort: 0% right, less than 85%"]
+    problems = _problems(
+        batch, _rows(batch, lambda item: "7" if item.task == "lines" else item.answer or "x" * 40)
+    )
+    assert problems == [f"lines: 0% right, less than {demo.PASS['lines']:.0%}"]
 
 
 def test_check_notices_missing_rows(batch):

@@ -43,12 +43,12 @@ class Item:
     depth: float | None = None
 
     def is_right(self, text: str) -> bool:
-        """Numbers as Quest and LongChat judge (the first, or the last, of the answer); the rest word by word."""
+        """Numbers as Quest and LongChat judge (the first, or the last, of the answer); the rest by their first line, word by word."""
         if self.task == "passkey":
             return _numbers(text)[:1] == _numbers(self.answer)
         if self.task == "lines":
             return _numbers(text)[-1:] == _numbers(self.answer)
-        return text.strip() == self.answer.strip()
+        return text.strip().partition("\n")[0] == self.answer.strip()
 
 
 def _numbers(text: str) -> list[str]:

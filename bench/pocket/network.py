@@ -70,8 +70,8 @@ def attention(
     v = fused[:, :, group + 1].reshape(rows, -1, config.kv_heads, dim).transpose(0, 2, 1, 3)
     length = q.shape[3]
     size, block = (SHORT, attend) if length <= KEPT else (LONG, jax.checkpoint(attend))
-    ends = range(min(size, length), length + 1, size)
-    parts = [block(q[:, :, :, max(0, end - size) : end], k[:, :, :end], v[:, :, :end]) for end in ends]
+    ends = [*range(size, length, size), length]
+    parts = [block(q[:, :, :, a:b], k[:, :, :b], v[:, :, :b]) for a, b in zip([0, *ends], ends)]
     out = jnp.concatenate(parts, axis=3)
     out = out.transpose(0, 3, 1, 2, 4).reshape(tokens, -1)
     return out @ weights.out.reshape(-1, wide)

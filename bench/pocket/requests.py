@@ -62,8 +62,10 @@ def _continued(size: Size) -> Iterator[Row]:
 
 
 def _request(prompt: str, chat: bool) -> tuple[str, dict[str, Any]]:
-    asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-    return CHAT_URL if chat else COMPLETIONS_URL, asked | {"max_tokens": ANSWER, "temperature": 0}
+    short = {"max_tokens": ANSWER, "temperature": 0}
+    if chat:
+        return CHAT_URL, {"messages": [{"role": "user", "content": prompt}]} | short
+    return COMPLETIONS_URL, {"prompt": prompt, "stop": ["\n"]} | short
 
 
 def write(folder: Path, size: Size) -> int:
