@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from bench.dense_decoder import DenseDecoder, keep_all, sliding_window, tova
+from jaxinfer.config import load_config
 from jaxinfer.core import SamplingParams
 from jaxinfer.llm import EMBEDDED_MODEL, LLM
 from jaxinfer.models.checkpoint import load_model
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
-PROMPT = "sort: 5 2 9 1 -> 1 2 5 9\nupper: stone -> STONE\nmax: 5 2 9 1 ->"
+PROMPT = "There is an important info hidden inside a lot of irrelevant text. The pass key is 52917. Remember it. The sky is blue."
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def decoder():
     "forget", [keep_all, sliding_window(512, 4), tova(512)], ids=["all", "window", "tova"]
 )
 def test_with_every_key_it_says_what_the_engine_says(decoder, forget):
-    llm = LLM()
+    llm = LLM(config=load_config(None, ["model.dtype=float32"]))
     ids = llm.prompt_ids(PROMPT)
     expected = list(next(iter(llm.generate([PROMPT], GREEDY))).token_ids)
     start = len(ids) - 8
