@@ -99,5 +99,5 @@ def expert_load(llm: LLM, model: str) -> np.ndarray:
     for task, length in cases(None):
         for item in items(task, length, size_of(llm), LOAD_ITEMS):
             ids = llm.tokenizer.encode(item.prompt + item.answer)
-            total += np.asarray(visits(jnp.resize(jnp.asarray(ids), LOAD_LENGTH)))
+            total += np.asarray(visits(jnp.resize(jnp.asarray(ids), (LOAD_LENGTH,))))
     return total / total.mean(axis=1, keepdims=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxinfer.batch.rows import CHAT_URL, COMPLETIONS_URL
-from jaxinfer.demo_tasks import ARROW, HEADER, TASKS, Item, items
+
+from .text_tasks import ARROW, HEADER, TASKS, Item, items
 
 BAD = (
     b"{not json",
