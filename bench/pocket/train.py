@@ -58,7 +58,6 @@ BALANCE, Z = 0.3, 1e-3  # weights of the routers' losses
 ADAM_SHARE = 0.2  # AdamW's rate over Muon's
 SAVE_SECONDS = 180.0
 LEARN = {"chunks": 4.0, "table": 4.0, "lines": 2.0, "story": 2.0, "passkey": 1.0, "needles": 0.5, "count": 0.3, "classify": 0.3, "plain": 0.3}  # fmt: skip
-NO = 0
 MIX = {"chunks": 1.2, "index": 2.5, "table": 0.8, "lines": 1.5, "story": 3.5, "passkey": 0.5, "needles": 0.7, "count": 0.4, "classify": 0.4, "plain": 0.4}  # fmt: skip
 LONG = {"table": 0.7, "lines": 3.0, "story": 2.0, "passkey": 2.5, "needles": 1.5, "count": 0.1, "classify": 0.2, "plain": 0.2}  # fmt: skip
 
@@ -83,9 +82,9 @@ PLAN = (
     Stage(30, ((32, 128),), (0.0, 0.02), LEARN),
     Stage(250, ((32, 128),), (0.02, 0.02), LEARN),
     Stage(800, ((8, 512), (8, 512), (8, 512), (32, 128)), (0.02, 0.02), MIX),
-    Stage(820, ((8, 512), (8, 512), (8, 512), (4, 1024)), (0.02, 0.015), MIX),
-    Stage(250, ((8, 512), (4, 1024), (8, 512), (2, 2048)), (0.015, 0.01), MIX),
-    Stage(120, ((8, 512), (2, 2048), (1, 4096), (8, 512), (4, 1024), (1, 8192)), (0.01, 0.0), LONG),
+    Stage(1600, ((8, 512), (8, 512), (8, 512), (4, 1024)), (0.02, 0.015), MIX),
+    Stage(600, ((8, 512), (4, 1024), (8, 512), (2, 2048)), (0.015, 0.008), MIX),
+    Stage(400, ((8, 512), (2, 2048), (2, 2048), (1, 4096), (8, 512), (1, 8192)), (0.008, 0.0), LONG),
 )
 
 
