@@ -57,8 +57,9 @@ def _groups(size: Size) -> Iterator[Row]:
 def _continued(size: Size) -> Iterator[Row]:
     for index in range(CONTINUED):
         document: Document = tasks.plain(Source(random.Random(f"demo plain {index}"), unseen=True), 200, size)
+        told = {"temperature": 0.8, "seed": index}
         begun = document.context[: document.context.index(".", 120) + 1]
-        yield "tell", COMPLETIONS_URL, {"prompt": begun, "max_tokens": CONTINUATION, "temperature": 0}, None
+        yield "tell", COMPLETIONS_URL, {"prompt": begun, "max_tokens": CONTINUATION} | told, None
 
 
 def _request(prompt: str, chat: bool) -> tuple[str, dict[str, Any]]:
