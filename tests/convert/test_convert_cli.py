@@ -13,7 +13,8 @@ from jaxinfer.models.checkpoint import read_manifest
 
 # A conversion that stops in its middle, says so, and waits for a signal.
 STALLED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it, and their children too
 from convert import cli
 from convert.writer import PartWriter
 def stall(self):
@@ -61,18 +62,13 @@ def test_errors_are_one_line_and_exit_2(tmp_path, source, capsys):
     assert usage.value.code == 2
 
 
-def hear_ctrl_c():
-    """A test run in the background of a shell ignores SIGINT, and so would what it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(
     ("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_an_interrupted_run_leaves_no_folder(tmp_path, source, how, status):
     out = tmp_path / "out"
     command = [sys.executable, "-c", STALLED, str(source), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c) as run:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout.readline() == "stalled\n"
         assert len(list(tmp_path.glob(".out.*"))) == 1
         run.send_signal(how)
@@ -86,7 +82,7 @@ def test_an_interrupted_run_leaves_no_folder(tmp_path, source, how, status):
 def test_a_run_does_not_take_anothers_folder_for_an_abandoned_one(tmp_path, source):
     out = tmp_path / "out"
     command = [sys.executable, "-c", STALLED, str(source), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c) as first:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "stalled\n"
         convert(source, out)
         assert len(list(tmp_path.glob(".out.*"))) == 1
