@@ -1,5 +1,7 @@
 """Fixtures for all tests."""
 
+import gc
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,15 @@ def shared_data():
         return SHARED / name
 
     return find
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_file():
+    """Forget compiled programs after each file: each takes a hundred or more memory maps, a process may have 65,530, and LLVM
+    aborts where there are no more."""
+    yield
+    if "helpers" in sys.modules:
+        sys.modules["helpers"]._PROGRAMS.clear()
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
