@@ -58,9 +58,15 @@ class Result:
         from rich.table import Table
 
         console = Console()
-        table = Table("", *(str(index + 1) for index in range(len(self.rows))))
-        for name in dict.fromkeys(name for row in self.rows for name in row):
-            table.add_row(name, *(_show(row.get(name, "")) for row in self.rows))
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        if len(self.rows) > len(names):
+            table = Table(*names)
+            for row in self.rows:
+                table.add_row(*(_show(row.get(name, "")) for name in names))
+        else:
+            table = Table("", *(str(index + 1) for index in range(len(self.rows))))
+            for name in names:
+                table.add_row(name, *(_show(row.get(name, "")) for row in self.rows))
         console.print(f"{self.bench} on {self.device}, jax {self.jax}, commit {self.commit}")
         console.print(table)
         for name, value in self.summary.items():
