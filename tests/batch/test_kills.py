@@ -33,7 +33,15 @@ def moments(count: int, rows: int, seed: int) -> list[Moment]:
 
 
 def answers(rows: list[dict]) -> dict[str, list]:
-    return {r["custom_id"]: r["response"]["body"]["choices"] for r in rows if r["error"] is None}
+    """Texts and why they ended; log-probabilities differ in their last digits with the batch."""
+    return {
+        r["custom_id"]: [_said(c) for c in r["response"]["body"]["choices"]] for r in rows if not r["error"]
+    }
+
+
+def _said(choice: dict) -> tuple[str, str]:
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    return text, choice["finish_reason"]
 
 
 def errors(rows: list[dict]) -> Counter:

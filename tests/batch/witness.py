@@ -6,6 +6,7 @@ A line of the log is a JSON array, handed to the operating system before what it
   [time, "done", id]                             the engine hands this answer over, to be written; "refused" if an error
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -30,7 +31,8 @@ class Log:
 
 
 def watched_llm(settings, log):
-    llm = LLM(config=settings)
+    exact = dataclasses.replace(settings.model, dtype="float32")  # in bfloat16 batches may differ by ties
+    llm = LLM(config=dataclasses.replace(settings, model=exact))
     launch, stream = llm.engine.device.launch, llm.stream
 
     def logged_launch(plan):
