@@ -51,6 +51,8 @@ class PartWriter:
         path = (self.folder / name).absolute()
         try:
             self._checkpointer.save(path, tree)
+            # It names the folder where it was written, and readers of plain file systems do not ask for it.
+            (path / "commit_success.txt").unlink(missing_ok=True)
         except Exception as error:  # tensorstore reports a full disk as ValueError
             raise ModelError(f"{self.folder}: cannot be written: {str(error).splitlines()[0]}") from error
         self.parts.append(Part(name, size_on_disk(path), checksum(self._blocks), tuple(self._pieces)))

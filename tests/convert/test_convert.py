@@ -33,6 +33,12 @@ def test_one_file_and_shards_make_the_same_model(tmp_path, source):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_nothing_in_the_output_names_the_machines_folders(tmp_path, source):
+    convert(source, tmp_path / "out")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert files and not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "stored", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name
