@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from jaxinfer.core import Choice, Completion, FinishReason, Request, TokenLogprob, Usage
-from jaxinfer.engine.planner import Chunk
+from jaxinfer.engine.plan import Chunk
 from jaxinfer.engine.sampler import INVALID_TOKEN, Sampled
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.engine.stopping import StopRule, TextTokenizer

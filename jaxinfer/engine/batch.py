@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxinfer.core import SamplingParams
-from jaxinfer.engine.planner import Chunk, StepPlan
+from jaxinfer.engine.plan import Chunk, StepPlan
 from jaxinfer.engine.sequence import Sequence
 
 TOKEN_FROM_SLOT = -1

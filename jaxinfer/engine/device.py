@@ -13,7 +13,7 @@ from jaxinfer.config import Settings
 from jaxinfer.core import MAX_LOGIT_BIAS
 from jaxinfer.engine.batch import Batcher, Needs, needs_of
 from jaxinfer.engine.memory import MemoryPlan, bucket
-from jaxinfer.engine.planner import StepPlan
+from jaxinfer.engine.plan import StepPlan
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.engine.step import Programs, StepSpec, set_slot

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from jaxinfer.attention.quest import QuestPolicy
+from jaxinfer.attention.policy import quest_policy
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, Usage
 from jaxinfer.engine.answers import OpenRequest
@@ -18,7 +18,8 @@ from jaxinfer.engine.device import Device, InFlight
 from jaxinfer.engine.limits import token_limit
 from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.engine.metrics import Metrics
-from jaxinfer.engine.planner import Chunk, Planner, StepPlan, TokensNeeded
+from jaxinfer.engine.plan import Chunk, StepPlan, TokensNeeded
+from jaxinfer.engine.planner import Planner
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.engine.stopping import TextTokenizer
@@ -43,10 +44,10 @@ class Engine:
         self.config = config
         self.settings = settings
         self.tokenizer = tokenizer
-        self.memory = MemoryPlan.make(config, settings)
+        self.quest = quest_policy(settings, config.context_length)
+        self.memory = MemoryPlan.make(config, settings, self.quest)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
         self.metrics = Metrics(pages=self.cache.capacity)
-        self.quest = quest_policy(settings, config)
         self.device = Device(config, model, settings, self.memory, self.quest)
         self.demand = DemandModel(config, self.memory.dtype)
         self._in_flight: deque[InFlight] = deque()
@@ -272,28 +273,3 @@ class Engine:
 def _failure(request: Request, error: Exception) -> RequestError:
     logger.error("request %s failed", request.id, exc_info=error)
     return RequestError(ENGINE_FAILURE, f"{type(error).__name__}: {error}")
-
-
-def quest_policy(settings: Settings, config: ModelConfig) -> QuestPolicy | None:
-    """How decoding tokens choose pages; None where they attend to all. Raises ConfigError for impossible settings."""
-    chosen = settings.sparsity
-    if not chosen.token_budget:
-        return None
-    if chosen.token_budget >= config.context_length:
-        logger.warning(
-            "sparsity.token_budget = %d holds the model's whole context of %d tokens: attention is dense",
-            chosen.token_budget,
-            config.context_length,
-        )
-        return None
-    return QuestPolicy(
-        token_budget=chosen.token_budget,
-        page_size=settings.cache.page_size,
-        mode=chosen.mode,
-        first_pages=chosen.first_pages,
-        last_pages=chosen.last_pages,
-        dense_below=chosen.dense_below,
-        dense_layers=chosen.dense_layers,
-        top_p=chosen.top_p,
-        spread=chosen.spread,
-    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.attention.quest import QuestPolicy
 from jaxinfer.config import Settings
 from jaxinfer.core import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from jaxinfer.engine.sampler import SlotTable
@@ -45,7 +46,7 @@ class MemoryPlan:
     bounds: str | None
 
     @classmethod
-    def make(cls, config: ModelConfig, settings: Settings) -> MemoryPlan:
+    def make(cls, config: ModelConfig, settings: Settings, quest: QuestPolicy | None = None) -> MemoryPlan:
         """Raises ConfigError where the settings leave no room for a single page or contradict the model."""
         engine, size = settings.engine, settings.cache.page_size
         if engine.max_context is not None and engine.max_context > config.context_length:
@@ -56,9 +57,9 @@ class MemoryPlan:
         dtype = config.dtype if settings.model.dtype == "auto" else settings.model.dtype
         width = -(-context // size)
         bounds = None
-        if settings.sparsity.token_budget:
+        if quest is not None:
             # rounded outward they are still bounds, in half the bytes; the authors' modes compute with the keys' type
-            bounds = "bfloat16" if settings.sparsity.mode == "shared" else dtype
+            bounds = "bfloat16" if quest.mode == "shared" else dtype
         return cls(
             model=config,
             page_size=size,

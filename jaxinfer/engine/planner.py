@@ -3,64 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from jaxinfer.config import EngineSettings
+from jaxinfer.engine.plan import Chunk, StepPlan, TokensNeeded
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.kvcache.prefix import Node
 from jaxinfer.models.config import RopeConfig
 from jaxinfer.models.rotary import prefix_namespace, restarts_at
-from jaxinfer.schedule.demand import Span
 
 LOOKAHEAD = 256  # waiting sequences that one step considers for admission
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """`count` tokens of a sequence from position `start` on, computed in one call.
-
-    Attributes:
-      decodes: each token is sampled by the step before it (else the tokens are known and computed at once).
-      samples: the token after the last one is wanted.
-      sparse: its one token, though known, attends as generated ones do: to the pages that it chooses.
-    """
-
-    sequence: Sequence
-    start: int
-    count: int
-    decodes: bool = False
-    samples: bool = True
-    sparse: bool = False
-
-    @property
-    def span(self) -> Span:
-        every = self.decodes or self.sequence.request.score
-        return Span(self.start, self.count, self.count if every else int(self.samples))
-
-
-@dataclass
-class StepPlan:
-    """One device call.
-
-    Attributes:
-      decodes: one chunk each per decoding sequence; its count is the number of steps it takes part in.
-      prefills: chunks of prompts.
-      steps: decode steps in this call; 1 when there are prefills.
-    """
-
-    decodes: list[Chunk] = field(default_factory=list)
-    prefills: list[Chunk] = field(default_factory=list)
-    steps: int = 1
-
-    def __bool__(self) -> bool:
-        return bool(self.decodes or self.prefills)
-
-
-class TokensNeeded(Exception):
-    """Planning cannot go on before the tokens in flight are read: a sequence has to start again from all it has."""
 
 
 class Planner:

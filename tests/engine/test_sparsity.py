@@ -155,6 +155,7 @@ def test_the_authors_modes_run(mode):
     "text, said",
     [
         ("sparsity.token_budget=30", "multiple of the page size 8"),
+        ("sparsity.token_budget=1001", "multiple of the page size 8"),
         ("sparsity.token_budget=16", "at least 32"),
         ("sparsity.first_pages=9", "at least 96"),
     ],
