@@ -104,3 +104,13 @@ def greedy(config: ModelConfig, prompt, count: int) -> list[int]:
     for _ in range(count):
         tokens.append(int(dense_logits(config, tokens)[-1].argmax()))
     return tokens[len(prompt) :]
+
+
+def prompts(count: int, seed: int = 0, low: int = 1, high: int = 60) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    shared = draw.integers(3, 97, 40)
+    out = []
+    for index in range(count):
+        own = draw.integers(3, 97, draw.integers(low, high))
+        out.append(np.concatenate([shared, own]) if index % 2 else own)
+    return out

@@ -2,21 +2,11 @@
 
 import numpy as np
 import pytest
-from helpers import LLAMA, MIXTRAL, answers, dense_logits, greedy, make_engine, request, variant
+from helpers import LLAMA, MIXTRAL, answers, dense_logits, greedy, make_engine, prompts, request, variant
 
 from jaxinfer.core import FinishReason, Request
-from jaxinfer.errors import ConfigError, EngineError
+from jaxinfer.errors import EngineError
 from jaxinfer.models import RopeConfig
-
-
-def prompts(count: int, seed: int = 0, low: int = 1, high: int = 60) -> list[np.ndarray]:
-    draw = np.random.default_rng(seed)
-    shared = draw.integers(3, 97, 40)
-    out = []
-    for index in range(count):
-        own = draw.integers(3, 97, draw.integers(low, high))
-        out.append(np.concatenate([shared, own]) if index % 2 else own)
-    return out
 
 
 @pytest.mark.parametrize(
@@ -31,26 +21,6 @@ def test_a_batch_answers_as_one_by_one(config):
         assert out[str(i)].finish_reason is FinishReason.LENGTH
         assert out[str(i)].usage.prompt_tokens == len(p) and out[str(i)].usage.completion_tokens == 3 + i
     assert engine.metrics.cached_tokens > 0
-
-
-@pytest.mark.parametrize("chunk", [1, 16, 31])
-@pytest.mark.parametrize("sharing", ["true", "false"])
-def test_chunks_and_prefix_hits_change_nothing(chunk, sharing):
-    work = prompts(6, seed=1)
-    engine = make_engine(overrides=(f"engine.chunk={chunk}", f"cache.prefix_sharing={sharing}"))
-    for _ in range(2):
-        out = answers(engine, [request(str(i), p) for i, p in enumerate(work)])
-        assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 8) for i, p in enumerate(work))
-    assert (engine.metrics.cached_tokens > 0) == (sharing == "true")
-
-
-def test_a_shared_prefix_is_computed_once_in_one_batch():
-    draw = np.random.default_rng(2)
-    shared = draw.integers(3, 97, 96)
-    work = [np.concatenate([shared, draw.integers(3, 97, 5)]) for _ in range(8)]
-    engine = make_engine()
-    answers(engine, [request(str(i), p, max_tokens=1) for i, p in enumerate(work)])
-    assert engine.metrics.computed_tokens == 96 + 8 * 5
 
 
 def test_choices_share_their_prompt_and_differ_by_draw():
@@ -69,45 +39,6 @@ def test_sampled_answers_depend_on_request_and_seed_alone():
     alone = answers(make_engine(), [make(4)])
     assert {k: v.token_ids for k, v in together.items()} == {k: v.token_ids for k, v in reverse.items()}
     assert alone["4"].token_ids == together["4"].token_ids
-
-
-def test_a_pool_too_small_preempts_and_answers_the_same():
-    work = prompts(8, seed=4, low=20, high=40)
-    engine = make_engine(overrides=("cache.pages=20", "cache.page_size=8"))
-    out = answers(engine, [request(str(i), p, max_tokens=60) for i, p in enumerate(work)])
-    assert engine.metrics.preemptions > 0
-    assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 60) for i, p in enumerate(work))
-
-
-def test_prompts_in_chunks_do_not_take_the_pages_that_others_still_need():
-    work = prompts(12, seed=14, low=100, high=140)
-    engine = make_engine(overrides=("cache.pages=48", "cache.page_size=8", "engine.chunk=8"))
-    out = answers(engine, [request(str(i), p, max_tokens=2) for i, p in enumerate(work)])
-    assert engine.metrics.preemptions == 0
-    assert engine.metrics.computed_tokens == sum(len(p) + 1 for p in work) - engine.metrics.cached_tokens
-    assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 2) for i, p in enumerate(work))
-
-
-def test_what_waits_for_a_prefix_is_not_looked_up_at_every_step(monkeypatch):
-    shared = np.arange(3, 90)
-    work = [np.append(shared, i) for i in range(3, 30)]
-    engine = make_engine(overrides=("cache.page_size=8", "engine.chunk=8"))
-    looked = []
-    match = engine.cache.match
-    monkeypatch.setattr(engine.cache, "match", lambda *given: looked.append(1) or match(*given))
-    out = answers(engine, [request(str(i), p, max_tokens=2) for i, p in enumerate(work)])
-    assert engine.metrics.cached_tokens == 80 * (len(work) - 1)
-    assert len(looked) <= 2 * len(work)
-    assert all(list(out[str(i)].token_ids) == greedy(LLAMA, p, 2) for i, p in enumerate(work))
-
-
-def test_the_tightest_pool_that_can_hold_one_sequence_serves_all_in_turn():
-    engine = make_engine(overrides=("cache.pages=9", "cache.page_size=8"))
-    work = prompts(5, seed=5, low=10, high=24)
-    out = answers(engine, [request(str(i), p[:30], max_tokens=64 - len(p[:30])) for i, p in enumerate(work)])
-    assert all(
-        list(out[str(i)].token_ids) == greedy(LLAMA, p[:30], 64 - len(p[:30])) for i, p in enumerate(work)
-    )
 
 
 def test_end_of_sequence_and_stop_tokens():
@@ -180,36 +111,6 @@ def test_scores_of_steps_of_any_size(tokens):
     )
 
 
-@pytest.mark.parametrize(
-    ("prompt", "sampling", "code", "says"),
-    [
-        ([], {}, "empty_prompt", "no tokens"),
-        ([5] * 300, {}, "context_length_exceeded", "256"),
-        ([5] * 250, {"max_tokens": 10}, "context_length_exceeded", "256"),
-        ([5, 97], {}, "invalid_token", "97"),
-        ([5, -1], {}, "invalid_token", "-1"),
-        ([5], {"logit_bias": {100: 1.0}}, "invalid_token", "100"),
-        ([5], {"stop": ("x",)}, "no_tokenizer", "tokenizer"),
-    ],
-)
-def test_a_request_that_cannot_be_served_fails_alone(prompt, sampling, code, says):
-    engine = make_engine()
-    out = answers(engine, [request("bad", prompt, **sampling), request("good", [5, 6, 7])])
-    assert out["bad"].error.code == code and says in out["bad"].error.message
-    assert list(out["good"].token_ids) == greedy(LLAMA, [5, 6, 7], 8)
-
-
-def test_a_request_larger_than_the_pool_is_refused_with_its_limit():
-    engine = make_engine(overrides=("cache.pages=5",))
-    out = answers(engine, [request("big", [5] * 60, max_tokens=10)])["big"]
-    assert out.error.code == "kv_pool_exceeded" and "64" in out.error.message
-
-
-def test_without_max_tokens_the_context_is_filled():
-    out = answers(make_engine(), [request("a", [5] * 200, max_tokens=None)])["a"]
-    assert len(out.token_ids) == 56
-
-
 def test_nothing_is_compiled_after_warm_up():
     engine = make_engine()
     engine.warm_up()
@@ -258,11 +159,6 @@ def test_an_endless_source_is_read_as_there_is_room():
     stream.close()
 
 
-def test_settings_that_contradict_the_model_are_refused():
-    with pytest.raises(ConfigError, match=r"engine\.max_context = 512.*256"):
-        make_engine(overrides=("engine.max_context=512",))
-
-
 def stretched(kind: str) -> RopeConfig:
     factors = {"short_factor": (1.0, 1.1, 1.2, 1.3), "long_factor": (2.0, 3.0, 4.0, 5.0)}
     more = factors if kind == "longrope" else {}
@@ -299,19 +195,6 @@ def test_a_bias_ends_with_its_request():
     assert list(out["plain"].token_ids) == greedy(LLAMA, [5, 6, 7], 8)
 
 
-def test_a_prompt_seen_before_goes_on_below_pages_of_its_own():
-    """The last page of a repeated prompt is computed again; its twin in the tree belongs to nobody and may go."""
-    engine = make_engine(overrides=("cache.page_size=8", "cache.pages=9"))
-    prompt = np.arange(3, 27)
-    long = np.concatenate([prompt, np.arange(30, 70)])
-    for _ in range(3):
-        out = answers(engine, [request("a", prompt, max_tokens=30)])
-        assert list(out["a"].token_ids) == greedy(LLAMA, prompt, 30)
-        (scored,) = engine.run([Request(id="s", prompt_ids=long.astype(np.int32), score=True)])
-        assert scored.error is None
-        engine.check_integrity()
-
-
 def test_two_calls_at_once_are_refused():
     engine = make_engine()
     first = engine.run([request(str(i), p) for i, p in enumerate(prompts(12))])
@@ -335,26 +218,3 @@ def test_an_interrupted_launch_leaves_no_pages_that_were_never_written(monkeypat
             answers(engine, [request("a", prompt)])
     out = answers(engine, [request("a", prompt)])["a"]
     assert list(out.token_ids) == greedy(LLAMA, prompt, 8) and out.usage.cached_tokens == 0
-
-
-def test_refused_requests_come_out_as_they_are_read():
-    taken = 0
-
-    def source():
-        nonlocal taken
-        for taken in range(1, 1001):
-            yield request(str(taken), [5] * 300)
-
-    next(make_engine().run(source()))
-    assert taken < 10
-
-
-def test_an_answer_without_max_tokens_does_not_depend_on_the_pool():
-    out = answers(make_engine(overrides=("cache.pages=9",)), [request("a", [5] * 20, max_tokens=None)])["a"]
-    assert out.error.code == "kv_pool_exceeded" and "max_tokens" in out.error.message
-
-
-def test_more_end_tokens_than_stop_tokens():
-    config = variant(eos_ids=tuple(range(10, 90)))
-    out = answers(make_engine(config), [request("a", [5], min_tokens=4, max_tokens=6, ignore_eos=False)])["a"]
-    assert not set(out.token_ids[:4]) & set(config.eos_ids)
