@@ -42,15 +42,19 @@ class Sharing:
 
     Attributes:
       rank: int64 [requests], its place in depth-first order of the prefix tree; equal for prompts with the same pages.
+      common: int64 [requests], whole pages that the request at each place of that order (ties in the order they came) has in
+        common with the one before it; 0 at the first place.
       shared_tokens: prompt tokens whose keys need not be computed if nothing that is shared is ever evicted.
     """
 
     rank: np.ndarray
+    common: np.ndarray
     shared_tokens: int
 
     @classmethod
     def none(cls, workload: Workload) -> Sharing:
-        return cls(rank=np.arange(len(workload.answer_limits)), shared_tokens=0)
+        count = len(workload.answer_limits)
+        return cls(rank=np.arange(count), common=np.zeros(count, np.int64), shared_tokens=0)
 
     @classmethod
     def of(cls, workload: Workload, page_size: int) -> Sharing:
@@ -60,6 +64,9 @@ class Sharing:
         """
         pages = np.maximum(workload.prompt_tokens - 1, 0) // page_size
         rank = np.zeros(len(pages), np.int64)
+        parted: list[
+            tuple[np.ndarray, int]
+        ] = []  # places whose request differs from the one before at a level
         active = np.arange(len(pages))
         distinct, level = 0, 0
         while len(active):
@@ -73,12 +80,19 @@ class Sharing:
             first = np.repeat(group, size)
             of_parent = np.repeat(family, np.diff(np.append(family, len(active))))
             rank[active] = parents + first - of_parent
+            parted.append(
+                (np.setdiff1d(rank[active[group]], rank[active[family]], assume_unique=True), level)
+            )
             goes_on, alone = hashes != 0, np.repeat(size, size) == 1
             distinct += int(np.count_nonzero(goes_on[group]))
             distinct += int(np.sum(pages[active[goes_on & alone]] - level - 1))
             active = active[goes_on & ~alone]
             level += 1
-        return cls(rank=rank, shared_tokens=(int(pages.sum()) - distinct) * page_size)
+        common = pages[np.argsort(rank, kind="stable")]
+        common[:1] = 0
+        for places, level in parted:
+            common[places] = level
+        return cls(rank=rank, common=common, shared_tokens=(int(pages.sum()) - distinct) * page_size)
 
 
 POLICIES: dict[str, Callable[[Sharing], np.ndarray]] = {

@@ -12,7 +12,9 @@ def estimate(prompts, limits, shared=0):
     workload = Workload(
         tokens=np.zeros(starts[-1], np.int32), starts=starts, answer_limits=np.asarray(limits, np.int64)
     )
-    return Estimate(workload, Sharing(rank=np.arange(len(limits)), shared_tokens=shared))
+    return Estimate(
+        workload, Sharing(rank=np.arange(len(limits)), common=np.zeros(len(limits)), shared_tokens=shared)
+    )
 
 
 def test_before_any_answer_half_of_the_limits_are_expected():

@@ -1,5 +1,7 @@
 """The shape of a batch against a prefix tree of plain dictionaries."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,6 +52,10 @@ def test_depth_first_order_keeps_every_subtree_together(prompts, page_size):
     for node in {node for path in paths for node in path}:
         places = [place for place, index in enumerate(order) if node in paths[index]]
         assert places == list(range(places[0], places[0] + len(places)))
+    common = [0] + [
+        len(set(paths[a]) & set(paths[b])) for a, b in pairwise(np.argsort(sharing.rank, kind="stable"))
+    ]
+    assert list(sharing.common) == common[: len(prompts)]
     assert list(POLICIES["fcfs"](sharing)) == list(range(len(prompts)))
 
 
