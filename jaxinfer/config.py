@@ -39,6 +39,8 @@ class CacheSettings(Section):
       pages: pages in the pool, the padding page included; None derives it from `memory`.
       memory: for the pool: a share of the device's free memory in (0, 1], or bytes ("8GiB"); None lets the engine choose.
       prefix_sharing: requests with a common prefix compute and hold it once.
+      dtype: of keys and values; "auto" is the type that the model computes in. "int8" and "int4" keep each token's head
+        vector as codes with a step and a smallest value (as Atom does, without its clamped zero point).
     """
 
     section: ClassVar[str] = "cache"
@@ -46,6 +48,7 @@ class CacheSettings(Section):
     pages: int | None = setting(None, low=2)
     memory: float | str | None = setting(None, check=memory_problem)
     prefix_sharing: bool = setting(True)
+    dtype: str = setting("auto", choices=("auto", "float32", "bfloat16", "int8", "int4"), answers=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from jaxinfer.engine.sampler import SlotTable
 from jaxinfer.engine.step import State
 from jaxinfer.errors import ConfigError
 from jaxinfer.fields import parse_memory
-from jaxinfer.kvcache.pool import make_pool, page_bytes
+from jaxinfer.kvcache.pool import PACKED_BITS, make_pool, page_bytes
 from jaxinfer.models.config import ModelConfig
 
 _SMALLEST_STEP = 16
@@ -31,6 +31,7 @@ class MemoryPlan:
     table_width: entries of a page table (P).
     token_buckets: sizes a mixed step is padded to (T).
     row_buckets: sizes a decode call is padded to (S).
+    kv_dtype: type of the pool's keys and values; "int8" and "int4" are packed.
     bounds: type of the bounds of every page's keys; None where nothing chooses pages.
     """
 
@@ -38,6 +39,7 @@ class MemoryPlan:
     page_size: int
     max_seqs: int
     dtype: str
+    kv_dtype: str
     context: int
     pages: int
     table_width: int
@@ -55,18 +57,22 @@ class MemoryPlan:
             )
         context = engine.max_context or config.context_length
         dtype = config.dtype if settings.model.dtype == "auto" else settings.model.dtype
+        kv_dtype = _kv_dtype(config, settings.cache.dtype, dtype)
         width = -(-context // size)
         bounds = None
         if quest is not None:
-            # rounded outward they are still bounds, in half the bytes; the authors' modes compute with the keys' type
-            bounds = "bfloat16" if quest.mode == "shared" else dtype
+            # rounded outward they are still bounds, in half the bytes; the authors' modes compute with the keys' type,
+            # which for packed keys is what these stand for
+            authors = "float32" if kv_dtype in PACKED_BITS else kv_dtype
+            bounds = "bfloat16" if quest.mode == "shared" else authors
         return cls(
             model=config,
             page_size=size,
             max_seqs=engine.max_seqs,
             dtype=dtype,
+            kv_dtype=kv_dtype,
             context=context,
-            pages=_pages(config, settings, width, dtype, bounds),
+            pages=_pages(config, settings, width, kv_dtype, bounds),
             table_width=width,
             token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs), 2),
             row_buckets=_buckets(1, engine.max_seqs, 4),  # decode runs long at each size, prefill does not
@@ -91,8 +97,17 @@ class MemoryPlan:
             bias_values=jnp.zeros((slots, MAX_LOGIT_BIAS)),
             banned_ids=jnp.full((slots, self.banned_width), vocabulary, jnp.int32),
         )
-        pool = make_pool(self.model, self.pages, self.page_size, self.dtype, self.bounds)
+        pool = make_pool(self.model, self.pages, self.page_size, self.kv_dtype, self.bounds)
         return State(pool, table)
+
+
+def _kv_dtype(config: ModelConfig, wanted: str, computed: str) -> str:
+    if wanted == "int4" and config.head_dim % 2:
+        raise ConfigError(
+            f'cache.dtype = "int4": the model\'s heads have {config.head_dim} channels, an odd number; '
+            'expected "auto", "bfloat16", "float32" or "int8"'
+        )
+    return computed if wanted == "auto" else wanted
 
 
 def _buckets(smallest: int, largest: int, parts: int) -> tuple[int, ...]:

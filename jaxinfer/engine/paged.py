@@ -14,6 +14,7 @@ from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import Attend
 from pallas_kernels.kv_write import kv_write
+from pallas_kernels.packed_pages import PackedPages, pack, unpack
 from pallas_kernels.page_attention import page_attention
 from pallas_kernels.page_bounds import page_bounds
 from pallas_kernels.ragged_attention import ragged_attention
@@ -92,9 +93,16 @@ def _write(pool: KVPool, layer, k: jax.Array, v: jax.Array, kv_slots: jax.Array)
     k_pages, v_pages = kv_write(pool.k_pages, pool.v_pages, layer, k, v, kv_slots)
     bounds = pool.bounds
     if bounds is not None:
-        stored = k.astype(k_pages.dtype)
-        bounds = page_bounds(bounds, layer, stored, kv_slots, page_size=pool.page_size)
+        bounds = page_bounds(bounds, layer, _stored(k, k_pages), kv_slots, page_size=pool.page_size)
     return KVPool(k_pages, v_pages, bounds)
+
+
+def _stored(k: jax.Array, pages: jax.Array | PackedPages) -> jax.Array:
+    """What the pool holds of k: bounds must be those of the keys that attention sees."""
+    if isinstance(pages, PackedPages):
+        bits = pages.bits(k.shape[-1])
+        return unpack(*pack(k, bits), bits)
+    return k.astype(pages.dtype)
 
 
 def _either(condition, then: Callable[[], jax.Array], otherwise: Callable[[], jax.Array]) -> jax.Array:

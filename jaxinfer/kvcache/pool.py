@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.models.config import ModelConfig
+from pallas_kernels.packed_pages import PackedPages
+
+PACKED_BITS = {"int8": 8, "int4": 4}
+WORD_BYTES = 4  # of a packed token's step and smallest value, see PackedPages
 
 
 class KVPool(NamedTuple):
-    """Keys and values of every layer: [layers, pages, kv_heads, page_size, head_dim] each.
+    """Keys and values of every layer: [layers, pages, kv_heads, page_size, head_dim] each, or PackedPages of such.
 
     A page of one head is one contiguous copy. Keys are stored after rotation. Page 0 is the padding page.
 
@@ -20,8 +24,8 @@ class KVPool(NamedTuple):
         chooses pages by them.
     """
 
-    k_pages: jax.Array
-    v_pages: jax.Array
+    k_pages: jax.Array | PackedPages
+    v_pages: jax.Array | PackedPages
     bounds: jax.Array | None = None
 
     @property
@@ -29,15 +33,30 @@ class KVPool(NamedTuple):
         return self.k_pages.shape[3]
 
 
-def page_bytes(config: ModelConfig, page_size: int, dtype, bounds=None) -> int:
-    """Bytes that one page takes over all layers: keys, values and, in the type `bounds`, their bounds."""
-    channels = 2 * config.layers * config.kv_heads * config.head_dim
-    size = page_size * jnp.dtype(dtype).itemsize + (0 if bounds is None else jnp.dtype(bounds).itemsize)
-    return channels * size
+def page_bytes(config: ModelConfig, page_size: int, dtype: str, bounds: str | None = None) -> int:
+    """Bytes that one page takes over all layers: keys, values and, in the type `bounds`, their bounds.
+
+    dtype: "int8" and "int4" are packed, others as NumPy names them.
+    """
+    if dtype in PACKED_BITS:
+        token = config.head_dim * PACKED_BITS[dtype] // 8 + WORD_BYTES
+    else:
+        token = config.head_dim * jnp.dtype(dtype).itemsize
+    limits = 0 if bounds is None else config.head_dim * jnp.dtype(bounds).itemsize
+    return 2 * config.layers * config.kv_heads * (page_size * token + limits)
 
 
-def make_pool(config: ModelConfig, pages: int, page_size: int, dtype, bounds=None) -> KVPool:
-    """An empty pool; `bounds` is the type of the bounds, None for a pool without."""
+def make_pool(
+    config: ModelConfig, pages: int, page_size: int, dtype: str, bounds: str | None = None
+) -> KVPool:
+    """An empty pool; `dtype` as in page_bytes, `bounds` is the type of the bounds, None for a pool without."""
     shape = (config.layers, pages, config.kv_heads, page_size, config.head_dim)
+
+    def make() -> jax.Array | PackedPages:
+        if dtype not in PACKED_BITS:
+            return jnp.zeros(shape, dtype)
+        codes = (*shape[:4], config.head_dim * PACKED_BITS[dtype] // 8)
+        return PackedPages(jnp.zeros(codes, jnp.uint8), jnp.zeros(shape[:4], jnp.int32))
+
     limits = None if bounds is None else jnp.zeros((*shape[:3], 2, config.head_dim), bounds)
-    return KVPool(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), limits)
+    return KVPool(make(), make(), limits)

@@ -14,10 +14,11 @@ from pallas_kernels._cpu.code import (
     multiply_add,
     prefetch,
     shuffle,
+    splat,
     store,
     vector_type,
 )
-from pallas_kernels._cpu.memory import I32, I64
+from pallas_kernels._cpu.memory import F32, I8, I32, I64
 
 # Keys in one call of the score tile.
 KEYS = max(LANES, 8)
@@ -231,6 +232,44 @@ def widen_function(module, bf16):
             place = builder.add(at, ir.Constant(I64, part))
             value = load(builder, address_of(builder, b, (place, 2 if bf16 else 4)), LANES, bf16)
             store(builder, value, address_of(builder, c, (place, 4)))
+    builder.ret_void()
+    return builder.function
+
+
+def unpack_function(module, bits):
+    """C[rows, depth] = low + step * code of rows of codes of `bits`; A holds a word of step and low for each row, lda is rows.
+
+    A row of 4 bits holds the first half of the depth in its low nibbles, the second in the high ones.
+    """
+    builder, (c, ldc, words, rows, codes, row_bytes, depth, _, ahead, _) = _new_function(
+        module, f"unpack_{bits}"
+    )
+    step_size = min(LANES, 16)
+    integers = vector_type(step_size, I32)
+    half = builder.mul(depth, ir.Constant(I64, 2))  # bytes of half a row of C
+    half_row = builder.lshr(row_bytes, ir.Constant(I64, 1))
+    with loop(builder, rows, 1) as row:
+        for part in range(2):
+            prefetch(builder, address_of(builder, ahead, (row_bytes, row), (half_row, part)))
+        word = builder.load(builder.bitcast(address_of(builder, words, (row, 4)), I32.as_pointer()), align=4)
+        low = splat(builder, builder.bitcast(builder.shl(word, ir.Constant(I32, 16)), F32), step_size)
+        step = splat(
+            builder, builder.bitcast(builder.and_(word, ir.Constant(I32, 0xFFFF0000)), F32), step_size
+        )
+
+        def write(code, *where, step=step, low=low, row=row):
+            value = multiply_add(builder, builder.sitofp(code, vector_type(step_size)), step, low)
+            store(builder, value, address_of(builder, c, (ldc, row), *where))
+
+        with loop(builder, row_bytes, step_size) as at:
+            source = address_of(builder, codes, (row_bytes, row), at)
+            raw = builder.load(builder.bitcast(source, vector_type(step_size, I8).as_pointer()), align=1)
+            code = builder.zext(raw, integers)
+            if bits == 8:
+                write(code, (at, 4))
+            else:
+                write(builder.and_(code, ir.Constant(integers, [15] * step_size)), (at, 4))
+                write(builder.lshr(code, ir.Constant(integers, [4] * step_size)), (at, 4), half)
     builder.ret_void()
     return builder.function
 

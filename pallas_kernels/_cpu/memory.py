@@ -11,7 +11,8 @@ if sys.platform == "win32":
     raise NotImplementedError("the CPU kernels need a POSIX C library")
 
 # error_model: a raised exception would need the GIL. No boundscheck or NRT is involved, all is addresses.
-jit = numba.njit(error_model="numpy", boundscheck=False, nogil=True)
+OPTIONS = {"error_model": "numpy", "boundscheck": False, "nogil": True}
+jit = numba.njit(**OPTIONS)
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 

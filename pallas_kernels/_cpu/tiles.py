@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from pallas_kernels._cpu.code import llvm_function
-from pallas_kernels._cpu.key_code import score_function, transpose_function, widen_function
+from pallas_kernels._cpu.key_code import score_function, transpose_function, unpack_function, widen_function
 from pallas_kernels._cpu.matmul_code import (
     PACK,
     PLAIN,
@@ -32,10 +32,11 @@ from pallas_kernels._cpu.register import compile_function
 WIDTHS = tuple(w for w in (64, 32, 16, 8) if w <= TILE_COLUMNS)
 STREAM_WIDTHS = tuple(w for w in (64, 16, 8) if w <= TILE_COLUMNS)
 # Tiles without rows and a width, after the kinds of matmul_code.
-SCORES, TRANSPOSE, WIDEN = 4, 5, 6
+SCORES, TRANSPOSE, WIDEN, UNPACK = 4, 5, 6, 7
 
-# Stand for the element type of B where a function is typed by it; a bfloat16 is a uint16 to numba.
-FLOAT32, BFLOAT16 = np.float32(0), np.uint16(0)
+# Stand for the element type of B where a function is typed by it; a bfloat16 is a uint16 to numba. PACKED are codes
+# of 8 or 4 bits, which become float32 before a tile of products sees them.
+FLOAT32, BFLOAT16, PACKED = np.float32(0), np.uint16(0), np.uint8(0)
 
 # The tiles are one library, compiled apart: numba would compile them again into every function on the way up.
 FLOAT32_SYMBOL, BFLOAT16_SYMBOL = "pallas_kernels_tiles_float32", "pallas_kernels_tiles_bfloat16"
@@ -57,6 +58,9 @@ def _tile_switch(kinds_and_widths, bf16):
             fewest = 3 if kind in (PACK, REST) else 1
             for width, rows in itertools.product(widths, range(fewest, TILE_ROWS + 1)):
                 yield tile_key.py_func(kind, width, rows), tile_function(module, rows, width, bf16, kind)
+        if not bf16:
+            for bits in (8, 4):
+                yield tile_key.py_func(UNPACK, bits, 0), unpack_function(module, bits)
         for kind, make in (
             (SCORES, score_function),
             (TRANSPOSE, transpose_function),
@@ -211,3 +215,25 @@ def transpose_8(tag, c, ldc, b, ldb, depth):
 def widen(tag, c, b, count):
     """C[count] = B[count] in float32; count a multiple of 16."""
     _run_tile(tag, tile_key(WIDEN, 0, 0), c, 0, 0, 0, b, 0, count, 0, 0, 0)
+
+
+@jit
+def unpack(bits, c, words, codes, row_bytes, rows, depth, next_codes):
+    """C[rows, depth] in float32 of packed codes, `row_bytes` a row, and a word each; the codes at next_codes are prefetched.
+
+    depth: a multiple of 16 for 8 bits, of 32 for 4.
+    """
+    _run_tile(
+        FLOAT32,
+        tile_key(UNPACK, bits, 0),
+        c,
+        4 * depth,
+        words,
+        rows,
+        codes,
+        row_bytes,
+        depth,
+        0,
+        next_codes,
+        0,
+    )

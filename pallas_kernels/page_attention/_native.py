@@ -1,7 +1,7 @@
 """The numba side of page_attention. An item is a row and a KV head.
 
 Arguments, as decode_item of ragged_attention reads them: q (scaled), k_pages, v_pages, layer, lists of pages, row of
-each list, lists per row, tokens of each list, a window of 0. Results: out; scratch per worker.
+each list, lists per row, tokens of each list, a window of 0, one more number, then the words of packed keys and values. Results: out; scratch per worker.
 """
 
 from pallas_kernels._cpu.frame import answers_metadata, argument, dimension, result, result_dimension
@@ -18,7 +18,7 @@ from pallas_kernels._cpu.threads import (
     task_address,
     worker_number,
 )
-from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32
+from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, PACKED
 from pallas_kernels.ragged_attention._decode import decode_item
 
 
@@ -33,6 +33,13 @@ def bfloat16_handler(frame):
     """One call on bfloat16 pools."""
     if not answers_metadata(frame):
         _call(frame, _bfloat16_task(), BFLOAT16, 2)
+    return 0
+
+
+def packed_handler(frame):
+    """One call on packed pools."""
+    if not answers_metadata(frame):
+        _call(frame, _packed_task(), PACKED, 1)
     return 0
 
 
@@ -73,5 +80,12 @@ def _bfloat16_worker(block):
     release(block)
 
 
+@jit
+def _packed_worker(block):
+    _work(block, PACKED, 1)
+    release(block)
+
+
 _float32_task = task_address(_float32_worker)
 _bfloat16_task = task_address(_bfloat16_worker)
+_packed_task = task_address(_packed_worker)

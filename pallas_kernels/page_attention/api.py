@@ -3,13 +3,14 @@
 import jax
 
 from pallas_kernels._dispatch import dispatch
+from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.page_attention import xla
 
 
 def page_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: jax.Array | PackedPages,
+    v_pages: jax.Array | PackedPages,
     layer: jax.Array | int,
     page_lists: jax.Array,
     tokens: jax.Array,
@@ -20,7 +21,8 @@ def page_attention(
     """Softmax attention of one query per row and head over the tokens of a list of pages; float32 inside.
 
     q: [S, Hq, D]
-    k_pages, v_pages: [L, N, Hkv, page, D]; Hq % Hkv == 0, query head h reads kv head h // (Hq // Hkv)
+    k_pages, v_pages: [L, N, Hkv, page, D], or both PackedPages of such keys and values; Hq % Hkv == 0, query head h
+        reads kv head h // (Hq // Hkv)
     layer: int32 scalar, may be traced
     page_lists: int32 [S, H, W], ids of pages; H is 1 (all heads read the same pages, as in dense attention), Hkv (the
         query heads of a kv head share a list) or Hq; entries past the tokens are not read as keys, but lie in [0, N)

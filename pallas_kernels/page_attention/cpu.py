@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._cpu.register import register
-from pallas_kernels.ragged_attention.cpu import DTYPES, MAX_WORKERS, PAGE_SIZES
+from pallas_kernels.packed_pages import PackedPages
+from pallas_kernels.ragged_attention.cpu import MAX_WORKERS, pool_arrays, tiles
 
 
 def page_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: jax.Array | PackedPages,
+    v_pages: jax.Array | PackedPages,
     layer: jax.Array | int,
     page_lists: jax.Array,
     tokens: jax.Array,
@@ -23,36 +24,29 @@ def page_attention(
     rows, q_heads, head_dim = q.shape
     _, _, kv_heads, page_size, _ = k_pages.shape
     _, lists, width = page_lists.shape
-    dtype = jnp.dtype(k_pages.dtype).name
-    if dtype not in DTYPES or v_pages.dtype != k_pages.dtype:
-        raise NotImplementedError(f"pools of {dtype} and {v_pages.dtype}; both must be one of {DTYPES}")
-    if page_size not in PAGE_SIZES or head_dim % 8:
-        raise NotImplementedError(
-            f"page size {page_size}, head dimension {head_dim}; {PAGE_SIZES}, multiples of 8"
-        )
+    kind, pools, words = pool_arrays(k_pages, v_pages, head_dim)
     if lists not in (1, kv_heads):
         return _one_list_per_query_head(q, k_pages, v_pages, layer, page_lists, tokens, scale)
     module = "pallas_kernels.page_attention._native"
-    name = register(
-        f"pallas_kernels.page_attention.{dtype}", module, f"{dtype}_handler", tiles=("float32", dtype)
-    )
+    name = register(f"pallas_kernels.page_attention.{kind}", module, f"{kind}_handler", tiles=tiles(kind))
     workers = min(os.cpu_count() or 1, MAX_WORKERS)
     results = (
         jax.ShapeDtypeStruct(q.shape, jnp.float32),
-        jax.ShapeDtypeStruct((workers, _scratch_floats(q_heads // kv_heads)), jnp.float32),
+        jax.ShapeDtypeStruct((workers, _scratch_floats(q_heads // kv_heads, head_dim)), jnp.float32),
     )
     tokens = jnp.clip(tokens.astype(jnp.int32), 0, width * page_size).reshape(-1)
     row_of_list = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), lists)
     out, _ = jax.ffi.ffi_call(name, results, vmap_method="sequential")(
         q.astype(jnp.float32) * scale,
-        k_pages,
-        v_pages,
+        *pools,
         jnp.asarray(layer, jnp.int32),
         page_lists.astype(jnp.int32).reshape(rows * lists, width),
         row_of_list,
         jnp.int32(lists),
         tokens,
         jnp.int32(0),
+        jnp.int32(0),
+        *words,
     )
     return out.astype(q.dtype)
 
@@ -72,8 +66,8 @@ def _one_list_per_query_head(q, k_pages, v_pages, layer, page_lists, tokens, sca
     return out.reshape(rows, group, kv_heads, -1).swapaxes(1, 2).reshape(rows, q_heads, -1)
 
 
-def _scratch_floats(group: int) -> int:
-    """One worker's scores of a block of keys, maxima and sums."""
+def _scratch_floats(group: int, head_dim: int) -> int:
+    """One worker's scores of a block of keys, maxima and sums, and a block of unpacked keys."""
     from pallas_kernels.ragged_attention._decode import BLOCK
 
-    return (BLOCK + 2) * group + 64
+    return (BLOCK + 2) * group + BLOCK * head_dim + 64

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels._mosaic import mma, pl, plgpu, processors, swizzled
+from pallas_kernels.packed_pages import PackedPages
 
 # Pages of one step, one for each warp of the warpgroup to copy.
 PAGES = 4
@@ -30,8 +31,8 @@ LOG2_E = math.log2(math.e)
 
 def page_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: jax.Array | PackedPages,
+    v_pages: jax.Array | PackedPages,
     layer: jax.Array | int,
     page_lists: jax.Array,
     tokens: jax.Array,
@@ -45,6 +46,8 @@ def page_attention(
     heads = max(lists, kv_heads)
     group = q_heads // heads
     processors()
+    if isinstance(k_pages, PackedPages) or isinstance(v_pages, PackedPages):
+        raise NotImplementedError("packed pools; bfloat16")
     _check(q.dtype, k_pages.dtype, v_pages.dtype, head_dim, page_size, group)
 
     steps = -(-width // PAGES)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.packed_pages import PackedPages, gather
+
 KEY_BLOCK = 256
 # Stands for minus infinity in running maxima: finite, so that a difference of two of them is not NaN.
 LOWEST = -1e30
@@ -11,8 +13,8 @@ LOWEST = -1e30
 
 def page_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: jax.Array | PackedPages,
+    v_pages: jax.Array | PackedPages,
     layer: jax.Array | int,
     page_lists: jax.Array,
     tokens: jax.Array,
@@ -34,8 +36,9 @@ def page_attention(
         top, total, acc = state
         ids = lax.dynamic_slice_in_dim(lists, i * pages, pages, 2)
         shape = (rows, heads, pages * page_size, head_dim)
-        k = k_pages[layer, ids, reads[:, None]].reshape(shape).astype(jnp.float32)
-        v = v_pages[layer, ids, reads[:, None]].reshape(shape).astype(jnp.float32)
+        k, v = (
+            gather(pool, (layer, ids, reads[:, None]), head_dim).reshape(shape) for pool in (k_pages, v_pages)
+        )
         held = i * pages * page_size + jnp.arange(pages * page_size) < tokens[..., None]  # [S, H, keys]
         scores = jnp.einsum("shgd,shkd->shgk", queries, k, precision=lax.Precision.HIGHEST)
         scores = jnp.where(held[:, :, None], scores, -jnp.inf)

@@ -1,9 +1,13 @@
 """One decode row and one KV head: the pages stream through once for all query heads of the group."""
 
+from numba import types
+from numba.extending import overload
+
 from pallas_kernels._cpu.frame import argument, dimension, result
 from pallas_kernels._cpu.key_code import KEYS
-from pallas_kernels._cpu.memory import jit, load_i32, store_f32, zero_bytes
+from pallas_kernels._cpu.memory import OPTIONS, jit, load_i32, store_f32, zero_bytes
 from pallas_kernels._cpu.tiles import key_scores, stream_rows
+from pallas_kernels.ragged_attention._packed import packed_scores, packed_values
 from pallas_kernels.ragged_attention._rows import (
     LOWEST,
     divide_row,
@@ -27,21 +31,54 @@ def decode_item(tag, size, frame, row, head, scratch):
     end = load_i32(argument(frame, 7) + 4 * row)
     begin = first_key(frame, end - 1)
     scores, tops, totals = scratch, scratch + 4 * BLOCK * group, scratch + 4 * (BLOCK + 1) * group
+    room = totals + 4 * group
     for g in range(group):
         store_f32(tops + 4 * g, LOWEST)
         store_f32(totals + 4 * g, 0.0)
     zero_bytes(out, 4 * head_dim * group)
     for block in range(begin // BLOCK * BLOCK, end, BLOCK):
         keys = min(BLOCK, end - block)
-        _scores(tag, size, frame, table, head, block, keys, end, scores, q, group)
+        _block_scores(tag, size, frame, table, head, block, keys, end, scores, q, group, room)
         columns = (keys + KEYS - 1) // KEYS * KEYS
         for g in range(group):
             to = out + 4 * head_dim * g
             row_scores = scores + 4 * BLOCK * g
             softmax_step(row_scores, columns, begin - block, keys, tops + 4 * g, totals + 4 * g, to, head_dim)
-        _values(tag, size, frame, table, head, block, keys, end, scores, out, group)
+        _block_values(tag, size, frame, table, head, block, keys, end, scores, out, group, room)
     for g in range(group):
         divide_row(out + 4 * head_dim * g, out + 4 * head_dim * g, totals + 4 * g, head_dim)
+
+
+def _block_scores(tag, size, frame, table, head, block, keys, end, scores, q, group, room):
+    """As the pool's type wants it; numba chooses while compiling."""
+    raise NotImplementedError("called from numba code only")
+
+
+def _block_values(tag, size, frame, table, head, block, keys, end, weights, out, group, room):
+    """As _block_scores."""
+    raise NotImplementedError("called from numba code only")
+
+
+@overload(_block_scores, jit_options=OPTIONS)
+def _of_keys(tag, size, frame, table, head, block, keys, end, scores, q, group, room):
+    if tag == types.uint8:
+        return lambda tag, size, frame, table, head, block, keys, end, scores, q, group, room: packed_scores(
+            frame, table, head, block, keys, end, scores, q, group, room, BLOCK
+        )
+    return lambda tag, size, frame, table, head, block, keys, end, scores, q, group, room: _scores(
+        tag, size, frame, table, head, block, keys, end, scores, q, group
+    )
+
+
+@overload(_block_values, jit_options=OPTIONS)
+def _of_values(tag, size, frame, table, head, block, keys, end, weights, out, group, room):
+    if tag == types.uint8:
+        return lambda tag, size, frame, table, head, block, keys, end, weights, out, group, room: (
+            packed_values(frame, table, head, block, keys, end, weights, out, group, room, BLOCK)
+        )
+    return lambda tag, size, frame, table, head, block, keys, end, weights, out, group, room: _values(
+        tag, size, frame, table, head, block, keys, end, weights, out, group
+    )
 
 
 @jit

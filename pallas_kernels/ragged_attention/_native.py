@@ -1,7 +1,7 @@
 """The numba side of ragged_attention: the list of items and the handlers.
 
 An item is a KV head of a decode row, or of a tile of a prefill row. Arguments: q (scaled), k_pages, v_pages, layer,
-page_table, query_start, query_len, kv_len, window, tokens of a prefill tile. Results: out; list of (row, tile), then
+page_table, query_start, query_len, kv_len, window, tokens of a prefill tile, then the words of packed keys and values. Results: out; list of (row, tile), then
 a mark for every token that a row owns; scratch per worker.
 """
 
@@ -19,7 +19,7 @@ from pallas_kernels._cpu.threads import (
     task_address,
     worker_number,
 )
-from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32
+from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, PACKED
 from pallas_kernels.ragged_attention._decode import decode_item
 from pallas_kernels.ragged_attention._prefill import prefill_item
 
@@ -35,6 +35,13 @@ def bfloat16_handler(frame):
     """One call on bfloat16 pools."""
     if not answers_metadata(frame):
         _call(frame, _bfloat16_task(), BFLOAT16, 2)
+    return 0
+
+
+def packed_handler(frame):
+    """One call on packed pools."""
+    if not answers_metadata(frame):
+        _call(frame, _packed_task(), PACKED, 1)
     return 0
 
 
@@ -117,5 +124,12 @@ def _bfloat16_worker(block):
     release(block)
 
 
+@jit
+def _packed_worker(block):
+    _work(block, PACKED, 1)
+    release(block)
+
+
 _float32_task = task_address(_float32_worker)
 _bfloat16_task = task_address(_bfloat16_worker)
+_packed_task = task_address(_packed_worker)

@@ -1,8 +1,12 @@
 """One tile of a prefill row and one KV head: FlashAttention-2 with the keys packed for register tiles."""
 
+from numba import types
+from numba.extending import overload
+
 from pallas_kernels._cpu.frame import argument, dimension, result
-from pallas_kernels._cpu.memory import copy_bytes, jit, load_i32, store_f32, zero_bytes
+from pallas_kernels._cpu.memory import OPTIONS, copy_bytes, jit, load_i32, store_f32, zero_bytes
 from pallas_kernels._cpu.tiles import matmul, transpose_8, widen
+from pallas_kernels.ragged_attention._packed import packed_pack
 from pallas_kernels.ragged_attention._rows import (
     LOWEST,
     divide_row,
@@ -44,7 +48,7 @@ def prefill_item(tag, size, frame, row, tile, head, scratch):
 
     for block in range(first_key(frame, first_position) // PREFILL_KEYS * PREFILL_KEYS, end, PREFILL_KEYS):
         count = min(PREFILL_KEYS, (end - block + 7) // 8 * 8)
-        _pack(tag, size, frame, row, head, block, count, keys, values)
+        _pack_block(tag, size, frame, row, head, block, count, keys, values)
         if end - block < count:
             # Nobody has written these yet: what lies there need not be finite, and NaN times a weight of 0 is NaN.
             zero_bytes(values + (end - block) * row_bytes, (count - end + block) * row_bytes)
@@ -70,6 +74,22 @@ def _softmax(frame, block, count, first_position, group, begin, rows, scores, to
         softmax_step(
             row_scores, count, low, high, tops + 4 * r, totals + 4 * r, out + 4 * r * head_dim, head_dim
         )
+
+
+def _pack_block(tag, size, frame, row, head, block, count, keys, values):
+    """As the pool's type wants it; numba chooses while compiling."""
+    raise NotImplementedError("called from numba code only")
+
+
+@overload(_pack_block, jit_options=OPTIONS)
+def _of_pool(tag, size, frame, row, head, block, count, keys, values):
+    if tag == types.uint8:
+        return lambda tag, size, frame, row, head, block, count, keys, values: packed_pack(
+            frame, row, head, block, count, keys, PREFILL_KEYS, values
+        )
+    return lambda tag, size, frame, row, head, block, count, keys, values: _pack(
+        tag, size, frame, row, head, block, count, keys, values
+    )
 
 
 @jit

@@ -3,13 +3,14 @@
 import jax
 
 from pallas_kernels._dispatch import dispatch
+from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.ragged_attention import xla
 
 
 def ragged_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: jax.Array | PackedPages,
+    v_pages: jax.Array | PackedPages,
     layer: jax.Array | int,
     page_table: jax.Array,
     query_start: jax.Array,
@@ -23,8 +24,9 @@ def ragged_attention(
     """Attention of every row's queries over that row's pages; accumulates in float32.
 
     q: [T, Hq, D]
-    k_pages, v_pages: [L, N, Hkv, page, D], the keys of this step already written; Hq % Hkv == 0, query head h
-        reads kv head h // (Hq // Hkv); what lies past a row's kv_len has no influence, even where it is not finite
+    k_pages, v_pages: [L, N, Hkv, page, D], or both PackedPages of such keys and values; the keys of this step already
+        written; Hq % Hkv == 0, query head h reads kv head h // (Hq // Hkv); what lies past a row's kv_len has no
+        influence, even where it is not finite
     layer: int32 scalar, may be traced
     page_table: int32 [S, P], the pages of row s in order; entries past its length are not read as keys
     query_start, query_len, kv_len: int32 [S]; row s owns q[query_start[s] :][: query_len[s]], the last query_len[s]

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.packed_pages import PackedPages, gather
+
 QUERY_TILE = 128
 KEY_BLOCK = 256
 # Stands for minus infinity in running maxima: finite, so that a difference of two of them is not NaN.
@@ -16,8 +18,8 @@ LOWEST = -1e30
 
 def ragged_attention(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: jax.Array | PackedPages,
+    v_pages: jax.Array | PackedPages,
     layer: jax.Array | int,
     page_table: jax.Array,
     query_start: jax.Array,
@@ -93,8 +95,9 @@ def _attend(queries, k_pages, v_pages, layer, page_table, first, count, window):
     def block(i, state):
         top, total, acc = state
         ids = lax.dynamic_slice_in_dim(page_table, i * pages, pages, 1)
-        k = k_pages[layer, ids].astype(jnp.float32)  # [B, pages, Hkv, page, D]
-        v = v_pages[layer, ids].astype(jnp.float32)
+        k, v = (
+            gather(pool, (layer, ids), head_dim) for pool in (k_pages, v_pages)
+        )  # [B, pages, Hkv, page, D]
         p = i * keys + jnp.arange(keys)
         # Past the row's end anything may lie, and NaN times a weight of 0 is NaN.
         written = (p < (first + count)[:, None]).reshape(rows, pages, 1, page_size, 1)
