@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.machine import memory_bandwidth
 from bench.result import Result
-from jaxinfer.attention.quest import QuestPolicy, Selection, select
+from jaxinfer.attention import Chosen, QuestPolicy, Selection, select, select_again
 from jaxinfer.config import load_config
 from jaxinfer.core import SamplingParams
 from jaxinfer.llm import LLM
@@ -29,6 +29,7 @@ MODELS = {"llama2-7b": (32, 32, 128), "llama3-8b": (32, 8, 128)}  # query heads,
 GPU_GRID = [(context, batch) for context in (8192, 32768, 131072) for batch in (1, 8, 32)]
 CPU_GRID = [(8192, 1), (32768, 1), (8192, 4)]
 BUDGETS = (512, 1024, 2048, 4096)
+REUSE = 4  # steps that a choice serves in the column `speedup_reuse`
 QUOTED = ("llama2-7b", 32768, 2048)
 MOST_BYTES = {"cpu": 3 << 30, "gpu": 100 << 30}  # of one layer's keys and values
 
@@ -74,6 +75,7 @@ def run(*, quick: bool, options: list[str]) -> Result:
         suffix = "" if row["batch"] == 1 else f"_batch_{row['batch']}"
         result.summary[f"speedup_32k_2048{suffix}"] = row["speedup"]
         result.summary[f"of_byte_floor{suffix}"] = row["of_byte_floor"]
+        result.summary[f"speedup_32k_2048_reuse{suffix}"] = row["speedup_reuse"]
     result.summary["speedup_e2e_8k"] = end_to_end(known.model, quick)
     return result
 
@@ -129,20 +131,27 @@ class _Layer(NamedTuple):
     def sparse(self, policy: QuestPolicy) -> jax.Array:
         return self.attend(self.choose(policy, self.estimate()))
 
+    def sparse_again(self, policy: QuestPolicy, before: Chosen) -> jax.Array:
+        """A step that reuses an earlier choice."""
+        return self.attend(select_again(policy, before, self.table, self.lengths))
+
 
 def _measured(case: Case, dtype, bandwidth: float) -> Iterator[dict[str, Any]]:
     """A row per budget. Seconds are medians; dense and sparse are measured in turn."""
     layer = _Layer.random(case, dtype)
     dense, estimate, attend = jax.jit(_Layer.dense), jax.jit(_Layer.estimate), jax.jit(_Layer.attend)
-    choose, sparse = jax.jit(_Layer.choose, static_argnums=1), jax.jit(_Layer.sparse, static_argnums=1)
+    choose, sparse, sparse_again = (
+        jax.jit(call, static_argnums=1) for call in (_Layer.choose, _Layer.sparse, _Layer.sparse_again)
+    )
     scores = estimate(layer)
     for budget in BUDGETS:
-        policy = QuestPolicy(token_budget=budget, page_size=PAGE)
+        policy = QuestPolicy(token_budget=budget, page_size=PAGE, reuse_steps=REUSE)
         chosen = choose(layer, policy, scores)
         seconds = _in_turn(
             {
                 "dense": partial(dense, layer),
                 "sparse": partial(sparse, layer, policy),
+                "again": partial(sparse_again, layer, policy, Chosen(chosen.positions, chosen.number)),
                 "estimate": partial(estimate, layer),
                 "select": partial(choose, layer, policy, scores),
                 "attend": partial(attend, layer, chosen),
@@ -153,7 +162,13 @@ def _measured(case: Case, dtype, bandwidth: float) -> Iterator[dict[str, Any]]:
             {"model": case.model, "context": case.context, "batch": case.batch, "budget": budget}
             | {f"{name}_us": 1e6 * value for name, value in seconds.items()}
             | {"speedup": seconds["dense"] / seconds["sparse"], "of_byte_floor": seconds["sparse"] / floor}
+            | {"speedup_reuse": seconds["dense"] / _mean_of_reuse(seconds)}
         )
+
+
+def _mean_of_reuse(seconds: dict[str, float]) -> float:
+    """Of a step in which one of REUSE chooses anew."""
+    return (seconds["sparse"] + (REUSE - 1) * seconds["again"]) / REUSE
 
 
 def _in_turn(calls: dict[str, Callable]) -> dict[str, float]:

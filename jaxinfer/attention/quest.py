@@ -35,7 +35,7 @@ class QuestPolicy:
       dense_layers: layers from the first that attend to everything; they tolerate little sparsity (figure 3).
       top_p: below 1, a row takes fewer pages than the budget where these hold this share of the estimated weight.
       spread: below 1, score pages by an estimate that lies so far from the middle of their keys towards the bound.
-      reuse_steps: a choice serves so many steps; the pages at the end follow the text at every step.
+      reuse_steps: a choice serves so many steps, see `reuse`; the pages at the end follow the text at every step.
 
     dense_below, top_p, spread and reuse_steps are for "shared" alone.
 
@@ -105,7 +105,7 @@ class QuestPolicy:
         """Pages that a row of kv_len tokens may choose: int32, as kv_len."""
         if self.mode == "paper":
             return jnp.maximum(PAPER_FLOOR, jnp.minimum(kv_len, self.token_budget) // self.page_size)
-        pages = _pages(kv_len, self.page_size)
+        pages = pages_of(kv_len, self.page_size)
         return jnp.where(kv_len <= self.dense_tokens, pages, self.token_budget // self.page_size)
 
 
@@ -166,7 +166,7 @@ def select(
     first, last = policy.forced
     positions, count = page_select(
         scores.reshape(rows, choosers, q_heads // choosers, table_width),
-        _pages(kv_len, policy.page_size),
+        pages_of(kv_len, policy.page_size),
         policy.keep(kv_len),
         width=policy.width(table_width),
         first=first,
@@ -174,29 +174,18 @@ def select(
         scale=scale,
         top_p=policy.top_p,
     )
-    return _listed(policy, positions, count, page_table, kv_len)
+    return listed(policy, positions, count, page_table, kv_len)
 
 
-def select_again(
-    policy: QuestPolicy, before: Selection, page_table: jax.Array, kv_len: jax.Array
+def listed(
+    policy: QuestPolicy, positions: jax.Array, count: jax.Array, page_table: jax.Array, kv_len: jax.Array
 ) -> Selection:
-    """An earlier choice for rows that have grown by fewer than reuse_steps tokens; the last pages move along."""
-    pages, last = _pages(kv_len, policy.page_size)[:, None], policy.last_pages
-    dense = kv_len[:, None] <= policy.dense_tokens
-    count = jnp.where(dense, pages, before.number)
-    slot, moving = jnp.arange(before.positions.shape[2]), (count - last)[..., None]
-    positions = jnp.where(slot < moving, before.positions, pages[..., None] - last + slot - moving)
-    positions = jnp.where(dense[..., None], slot, positions)
-    return _listed(policy, jnp.clip(positions, 0, page_table.shape[1] - 1), count, page_table, kv_len)
-
-
-def _listed(policy: QuestPolicy, positions, count, page_table, kv_len) -> Selection:
-    """Positions as page ids, and how many tokens they hold."""
+    """Positions [S, H, W], of which `count` [S, H] are chosen, as page ids, and how many tokens they hold."""
     rows, _, width = positions.shape
     flat = jnp.take_along_axis(page_table, positions.reshape(rows, -1), axis=1, mode="clip")
     listed = jnp.arange(width) < count[..., None]
     page_lists = jnp.where(listed, flat.reshape(positions.shape), 0)
-    pages = _pages(kv_len, policy.page_size)
+    pages = pages_of(kv_len, policy.page_size)
     missing = (pages * policy.page_size - kv_len)[:, None]  # slots of the row's last page that are still free
     if policy.forced[1] == 0:
         final = jnp.take_along_axis(positions, jnp.maximum(count - 1, 0)[..., None], axis=2)[..., 0]
@@ -205,5 +194,6 @@ def _listed(policy: QuestPolicy, positions, count, page_table, kv_len) -> Select
     return Selection(page_lists, jnp.where(count > 0, tokens, 0), positions, count)
 
 
-def _pages(kv_len: jax.Array, page_size: int) -> jax.Array:
+def pages_of(kv_len: jax.Array, page_size: int) -> jax.Array:
+    """Pages that hold so many tokens."""
     return -(-kv_len // page_size)

@@ -46,6 +46,7 @@ class Rows(NamedTuple):
       starts: index of its first token in the flat tokens.
       counts: its tokens in this step (mixed), or steps it takes part in (decode); 0 for padding.
       kv_lengths: its keys once this step is written (mixed) or before the first of the steps (decode).
+      sparse_from: tokens from this one on choose the pages they attend to.
       rope_floors: shortest sequence length that governs its rotations.
       prompt_lengths: tokens of its prompt.
       min_lengths: no end-of-sequence token before this length of prompt and answer.
@@ -60,6 +61,7 @@ class Rows(NamedTuple):
     starts: Any
     counts: Any
     kv_lengths: Any
+    sparse_from: Any
     rope_floors: Any
     prompt_lengths: Any
     min_lengths: Any
@@ -93,7 +95,7 @@ class Needs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """tokens: int32 [6, T] (None in decode calls); rows: int32 [13, S]; knobs: float32 [6, S]; needs: bool [5], None
+    """tokens: int32 [6, T] (None in decode calls); rows: int32 [14, S]; knobs: float32 [6, S]; needs: bool [5], None
     where every row is plain greedy (those programs hold no sampler and compile in half the time);
     page_table: int32 [S, P]."""
 
@@ -178,6 +180,7 @@ class Batcher:
             starts=0,
             counts=0,
             kv_lengths=0,
+            sparse_from=min(sequence.dense_tokens, _INT32_MAX),
             rope_floors=sequence.rope_floor,
             prompt_lengths=sequence.prompt_length,
             min_lengths=sequence.prompt_length + sampling.min_tokens,

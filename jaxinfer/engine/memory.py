@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.attention.quest import QuestPolicy
+from jaxinfer.attention import QuestPolicy, remember
 from jaxinfer.config import Settings
 from jaxinfer.core import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from jaxinfer.engine.sampler import SlotTable
@@ -33,6 +33,7 @@ class MemoryPlan:
     row_buckets: sizes a decode call is padded to (S).
     kv_dtype: type of the pool's keys and values; "int8" and "int4" are packed.
     bounds: type of the bounds of every page's keys; None where nothing chooses pages.
+    quest: how pages are chosen; None where nothing does.
     """
 
     model: ModelConfig
@@ -46,6 +47,7 @@ class MemoryPlan:
     token_buckets: tuple[int, ...]
     row_buckets: tuple[int, ...]
     bounds: str | None
+    quest: QuestPolicy | None = None
 
     @classmethod
     def make(cls, config: ModelConfig, settings: Settings, quest: QuestPolicy | None = None) -> MemoryPlan:
@@ -77,6 +79,7 @@ class MemoryPlan:
             token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs), 2),
             row_buckets=_buckets(1, engine.max_seqs, 4),  # decode runs long at each size, prefill does not
             bounds=bounds,
+            quest=quest,
         )
 
     @property
@@ -98,7 +101,10 @@ class MemoryPlan:
             banned_ids=jnp.full((slots, self.banned_width), vocabulary, jnp.int32),
         )
         pool = make_pool(self.model, self.pages, self.page_size, self.kv_dtype, self.bounds)
-        return State(pool, table)
+        if self.quest is None:
+            return State(pool, table)
+        heads = self.quest.choosers(self.model.heads, self.model.kv_heads)
+        return State(pool, table, remember(self.quest, (self.model.layers, slots, heads), self.table_width))
 
 
 def _kv_dtype(config: ModelConfig, wanted: str, computed: str) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.attention.quest import QuestPolicy, choose
+from jaxinfer.attention import Chosen, QuestPolicy, choose, choose_or_reuse, chooses_anew
 from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import Attend
@@ -20,6 +20,13 @@ from pallas_kernels.page_bounds import page_bounds
 from pallas_kernels.ragged_attention import ragged_attention
 
 
+class PagedCache(NamedTuple):
+    """What attention carries through the layers: the pool, and the choices that serve again (`State.chosen`)."""
+
+    pool: KVPool
+    chosen: Chosen | None
+
+
 class PagedRows(NamedTuple):
     """The rows of a step. int32 [S] each but for page_table [S, P].
 
@@ -27,6 +34,8 @@ class PagedRows(NamedTuple):
       starts, counts: row s owns the flat tokens [starts[s], starts[s] + counts[s]); 0 tokens is a padding row.
       kv_lengths: keys of the row once this step is written.
       single: 1 where the row's one token takes the attention of decoding; under a policy it chooses its pages.
+      slots: of the device's per-sequence state.
+      sparse_from: tokens from this one on choose the pages they attend to.
     """
 
     page_table: jax.Array
@@ -34,6 +43,8 @@ class PagedRows(NamedTuple):
     counts: jax.Array
     kv_lengths: jax.Array
     single: jax.Array
+    slots: jax.Array
+    sparse_from: jax.Array
 
 
 def paged_attention(
@@ -49,9 +60,10 @@ def paged_attention(
     scale = 1 / math.sqrt(config.head_dim)
     single = (rows.single > 0) & (rows.counts > 0)
     lengths = jnp.where(single, rows.kv_lengths, 0)
+    anew = single if policy is None else single & chooses_anew(policy, lengths, rows.sparse_from)
 
-    def attend(pool: KVPool, layer, q, k, v, window):
-        pool = _write(pool, layer, k, v, kv_slots)
+    def attend(cache: PagedCache, layer, q, k, v, window):
+        pool = _write(cache.pool, layer, k, v, kv_slots)
 
         def ragged(counts: jax.Array) -> jax.Array:
             of_rows = (rows.page_table, rows.starts, counts, rows.kv_lengths)
@@ -70,16 +82,24 @@ def paged_attention(
                 return with_singles(rows.page_table[:, None], lengths[:, None])
             return ragged(rows.counts)
 
-        def to_chosen() -> jax.Array:
+        def to_chosen() -> tuple[jax.Array, Chosen | None]:
             assert policy is not None and pool.bounds is not None
             given = (q[rows.starts], pool.bounds, layer, rows.page_table, lengths)
-            chosen = choose(policy, *given, scale=scale)
-            return with_singles(chosen.page_lists, chosen.tokens)
+            if before is None:
+                selection, now = choose(policy, *given, scale=scale), None
+            else:
+                selection, now = choose_or_reuse(policy, before, anew, *given, scale=scale)
+            return with_singles(selection.page_lists, selection.tokens), now
 
         if policy is None:
-            return to_all(), pool
+            return to_all(), cache._replace(pool=pool)
+        before = None if cache.chosen is None else cache.chosen.at(layer, rows.slots)
         dense = (layer < policy.dense_layers) | (window > 0)
-        return _either(dense, to_all, to_chosen), pool
+        out, now = _either(dense, lambda: (to_all(), before), to_chosen)
+        if cache.chosen is None or now is None:
+            return out, cache._replace(pool=pool)
+        slots = jnp.where(anew, rows.slots, cache.chosen.number.shape[1])
+        return out, PagedCache(pool, cache.chosen.with_rows(layer, slots, now))
 
     return attend
 
@@ -105,7 +125,7 @@ def _stored(k: jax.Array, pages: jax.Array | PackedPages) -> jax.Array:
     return k.astype(pages.dtype)
 
 
-def _either(condition, then: Callable[[], jax.Array], otherwise: Callable[[], jax.Array]) -> jax.Array:
+def _either[Out](condition, then: Callable[[], Out], otherwise: Callable[[], Out]) -> Out:
     """Known while tracing where layers are unrolled, so that only one of both is compiled."""
     if isinstance(condition, jax.core.Tracer):
         return jax.lax.cond(condition, then, otherwise)

@@ -11,10 +11,10 @@ from weakref import WeakValueDictionary
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.attention.quest import QuestPolicy
+from jaxinfer.attention import Chosen, QuestPolicy
 from jaxinfer.core import MAX_TOP_LOGPROBS
 from jaxinfer.engine.batch import TOKEN_FROM_SLOT, Batch, Knobs, Needs, Rows, Tokens
-from jaxinfer.engine.paged import PagedRows, paged_attention
+from jaxinfer.engine.paged import PagedCache, PagedRows, paged_attention
 from jaxinfer.engine.sampler import Sampled, SlotTable, sample
 from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
@@ -25,10 +25,18 @@ SCORE_BLOCK = 64  # tokens whose logits over the whole vocabulary are held at on
 
 
 class State(NamedTuple):
-    """What the device keeps between calls; donated to each."""
+    """What the device keeps between calls; donated to each.
+
+    `chosen`: the pages that every layer and slot chose last; None where no choice serves again.
+    """
 
     pool: KVPool
     table: SlotTable
+    chosen: Chosen | None = None
+
+    @property
+    def cache(self) -> PagedCache:
+        return PagedCache(self.pool, self.chosen)
 
 
 @dataclass(frozen=True)
@@ -127,12 +135,14 @@ def decode_steps(
         positions = rows.kv_lengths + i
         kv_slots = jnp.where(active, _kv_slots(state.pool, batch.page_table, positions), -1)
         starts, counts = jnp.arange(size, dtype=jnp.int32), active.astype(jnp.int32)
-        paged = PagedRows(batch.page_table, starts, counts, positions + 1, counts)
+        paged = PagedRows(
+            batch.page_table, starts, counts, positions + 1, counts, rows.slots, rows.sparse_from
+        )
         attend = paged_attention(spec.config, spec.quest, paged, kv_slots, mixed=False)
         ids = state.table.last_tokens[rows.slots]
         rope_lengths = jnp.maximum(rows.rope_floors, positions + 1)
-        hidden, pool = forward(model, spec.config, ids, positions, rope_lengths, attend, state.pool, active)
-        state, sampled = _sample(spec, model, hidden, pool, state.table, batch, positions + 1, active)
+        hidden, cache = forward(model, spec.config, ids, positions, rope_lengths, attend, state.cache, active)
+        state, sampled = _sample(spec, model, hidden, cache, state.table, batch, positions + 1, active)
         return state, jax.tree.map(lambda every, new: every.at[i].set(new), out, sampled)
 
     return jax.lax.fori_loop(0, steps, step, (state, _no_samples(spec.decode_steps, size)))
@@ -154,20 +164,21 @@ def _run_mixed(
 ) -> tuple[State, Sampled, jax.Array]:
     tokens, rows = Tokens(*batch.tokens), Rows(*batch.rows)
     ids = jnp.where(tokens.ids == TOKEN_FROM_SLOT, state.table.last_tokens[tokens.slots], tokens.ids)
-    paged = PagedRows(batch.page_table, rows.starts, rows.counts, rows.kv_lengths, rows.single)
+    of_rows = (rows.starts, rows.counts, rows.kv_lengths, rows.single, rows.slots, rows.sparse_from)
+    paged = PagedRows(batch.page_table, *of_rows)
     attend = paged_attention(spec.config, spec.quest, paged, tokens.kv_slots, mixed=True)
     valid = tokens.kv_slots >= 0
-    hidden, pool = forward(
-        model, spec.config, ids, tokens.positions, tokens.rope_lengths, attend, state.pool, valid
+    hidden, cache = forward(
+        model, spec.config, ids, tokens.positions, tokens.rope_lengths, attend, state.cache, valid
     )
     last = hidden[jnp.maximum(rows.starts + rows.counts - 1, 0)]
     wanted = rows.samples > 0
-    state, sampled = _sample(spec, model, last, pool, state.table, batch, rows.kv_lengths, wanted)
+    state, sampled = _sample(spec, model, last, cache, state.table, batch, rows.kv_lengths, wanted)
     return state, jax.tree.map(lambda new: new[None], sampled), hidden
 
 
 def _sample(
-    spec: StepSpec, model: Decoder, hidden, pool: KVPool, table: SlotTable, batch: Batch, lengths, wanted
+    spec: StepSpec, model: Decoder, hidden, cache: PagedCache, table: SlotTable, batch: Batch, lengths, wanted
 ) -> tuple[State, Sampled]:
     """Sample a token after each row's first `lengths` tokens and, where `wanted`, make it the slot's next input."""
     rows = Rows(*batch.rows)
@@ -178,7 +189,7 @@ def _sample(
         last_tokens=table.last_tokens.at[slots].set(sampled.tokens),
         history=table.history.at[slots, lengths].set(sampled.tokens, mode="drop"),
     )
-    return State(pool, table), sampled
+    return State(cache.pool, table, cache.chosen), sampled
 
 
 def _kv_slots(pool: KVPool, page_table: jax.Array, positions: jax.Array) -> jax.Array:

@@ -42,8 +42,16 @@ def chosen_pages(q, keys, group):
     return sorted(forced + rest[: BUDGET // PAGE - len(forced)])
 
 
-def attend_sparsely(dense_tokens, dense_layers):
-    """`attend` over a whole sequence: tokens from dense_tokens on see only the pages that they choose."""
+def reused(pages, at, now):
+    """What the token `at` chose, as the token `now` sees it: the last two pages are those of `now`."""
+    if at < BUDGET:
+        return list(range(now // PAGE + 1))
+    return [*pages[:-2], now // PAGE - 1, now // PAGE]
+
+
+def attend_sparsely(dense_tokens, dense_layers, reuse_steps=1):
+    """`attend` over a whole sequence: tokens from dense_tokens on see only the pages that they choose, or that the
+    last of them to choose did."""
 
     def attend(cache, layer, q, k, v, window):
         q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
@@ -53,7 +61,8 @@ def attend_sparsely(dense_tokens, dense_layers):
                 of_head = slice(head * group, (head + 1) * group)
                 seen = np.arange(t + 1)
                 if t >= dense_tokens and layer >= dense_layers:
-                    pages = chosen_pages(q[t, of_head], k[: t + 1, head], group)
+                    at = t - (t - dense_tokens) % reuse_steps
+                    pages = reused(chosen_pages(q[at, of_head], k[: at + 1, head], group), at, t)
                     seen = np.asarray([i for i in seen if i // PAGE in pages])
                 scores = q[t, of_head] @ k[seen, head].T / math.sqrt(q.shape[-1])
                 shares = np.exp(scores - scores.max(1, keepdims=True))
@@ -63,10 +72,10 @@ def attend_sparsely(dense_tokens, dense_layers):
     return attend
 
 
-def sparse_logits(config, tokens, dense_tokens, dense_layers=1):
+def sparse_logits(config, tokens, dense_tokens, reuse_steps=1):
     """float32 [T, V]."""
     model, at = unstack(weights(config), config), jnp.arange(len(tokens))
-    attend = attend_sparsely(dense_tokens, dense_layers)
+    attend = attend_sparsely(dense_tokens, 1, reuse_steps)
     hidden, _ = forward(model, config, jnp.asarray(tokens, jnp.int32), at, at + 1, attend, None)
     return np.asarray(logits(model, config, hidden))
 
@@ -76,13 +85,17 @@ def prompts(count, seed, low=50, high=90):
     return [random.integers(3, 97, random.integers(low, high)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("config", [DEEP, MIXTRAL], ids=["llama", "mixtral"])
-def test_answers_are_those_of_attention_to_the_chosen_pages(config):
-    engine = make_engine(config, SPARSE)
+@pytest.mark.parametrize(
+    ("config", "reuse_steps"),
+    [(DEEP, 1), (MIXTRAL, 1), (DEEP, 3), (MIXTRAL, 11)],
+    ids=["llama", "mixtral", "llama-reuse", "mixtral-reuse"],
+)
+def test_answers_are_those_of_attention_to_the_chosen_pages(config, reuse_steps):
+    engine = make_engine(config, (*SPARSE, f"sparsity.reuse_steps={reuse_steps}"))
     for prompt in prompts(2, seed=1, high=70):
         out = answers(engine, [request("a", prompt, max_tokens=12)])["a"].token_ids
         whole = np.concatenate([prompt, out])
-        expected = sparse_logits(config, whole, len(prompt))[len(prompt) - 1 : -1]
+        expected = sparse_logits(config, whole, len(prompt), reuse_steps)[len(prompt) - 1 : -1]
         assert list(out) == expected.argmax(-1).tolist()
 
 
@@ -102,16 +115,21 @@ def test_a_budget_that_holds_everything_is_dense_attention(budget, caplog):
     assert ("attention is dense" in caplog.text) == (budget >= 256)
 
 
-@pytest.mark.parametrize("tail", [0, 5, 1000])
-def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail):
+@pytest.mark.parametrize(("tail", "reuse_steps"), [(0, 1), (5, 1), (0, 3), (1000, 7)])
+def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail, reuse_steps):
     shared = prompts(1, seed=4, low=60, high=61)[0]
     work = [np.concatenate([shared, p[:20]]) for p in prompts(5, seed=5)] + prompts(3, seed=6)
-    settings = (*SPARSE, f"sparsity.prompt_tail={tail}")
+    settings = (*SPARSE, f"sparsity.prompt_tail={tail}", f"sparsity.reuse_steps={reuse_steps}")
     alone = {}
     for i, p in enumerate(work):
         engine = make_engine(DEEP, settings)
         alone |= {i: answers(engine, [request("a", p, max_tokens=24)])["a"].token_ids}
-    for more in [(), ("engine.chunk=7",), ("cache.prefix_sharing=false",), ("cache.pages=36",)]:
+    for more in [
+        (),
+        ("engine.chunk=7", "engine.decode_steps=5"),
+        ("cache.prefix_sharing=false",),
+        ("cache.pages=36",),
+    ]:
         engine = make_engine(DEEP, (*settings, *more))
         for _ in range(2):  # the second time on what the first has left in the cache
             out = answers(engine, [request(str(i), p, max_tokens=24) for i, p in enumerate(work)])
@@ -122,22 +140,26 @@ def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail):
             assert engine.metrics.cached_tokens > 0
 
 
-def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so():
+@pytest.mark.parametrize("reuse_steps", [1, 4])
+def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so(reuse_steps):
     prompt = prompts(1, seed=8, low=80, high=81)[0]
-    engine = make_engine(DEEP, (*SPARSE, "sparsity.prompt_tail=30"))
+    tail, reuse = "sparsity.prompt_tail=30", f"sparsity.reuse_steps={reuse_steps}"
+    engine = make_engine(DEEP, (*SPARSE, tail, reuse))
     scored = Request(id="s", prompt_ids=prompt.astype(np.int32), score=True)
     out = answers(engine, [scored, request("b", prompt[:70])])["s"].prompt_logprobs
-    expected = sparse_logits(DEEP, prompt, 50)
+    expected = sparse_logits(DEEP, prompt, 50, reuse_steps)
     expected = expected - np.log(np.exp(expected).sum(1, keepdims=True))
     np.testing.assert_allclose(out, expected[np.arange(len(prompt) - 1), prompt[1:]], atol=2e-4)
 
 
-def test_stacked_layers_choose_as_unrolled_ones():
+@pytest.mark.parametrize("reuse_steps", [1, 4])
+def test_stacked_layers_choose_as_unrolled_ones(reuse_steps):
     work = prompts(3, seed=9)
-    settings = load_config(None, ["engine.max_seqs=8", "engine.max_tokens_per_step=32", *SPARSE])
+    sparse = (*SPARSE, f"sparsity.reuse_steps={reuse_steps}")
+    settings = load_config(None, ["engine.max_seqs=8", "engine.max_tokens_per_step=32", *sparse])
     stacked = Engine(DEEP, weights(DEEP), settings)
     requests = [request(str(i), p, max_tokens=12) for i, p in enumerate(work)]
-    one, other = answers(stacked, requests), answers(make_engine(DEEP, SPARSE), requests)
+    one, other = answers(stacked, requests), answers(make_engine(DEEP, sparse), requests)
     assert {k: v.token_ids for k, v in one.items()} == {k: v.token_ids for k, v in other.items()}
 
 
@@ -158,6 +180,7 @@ def test_the_authors_modes_run(mode):
         ("sparsity.token_budget=1001", "multiple of the page size 8"),
         ("sparsity.token_budget=16", "at least 32"),
         ("sparsity.first_pages=9", "at least 96"),
+        ("sparsity.reuse_steps=0", "reuse_steps = 0 is not accepted"),
     ],
 )
 def test_impossible_budgets_are_refused(text, said):
@@ -165,7 +188,9 @@ def test_impossible_budgets_are_refused(text, said):
         make_engine(DEEP, (*SPARSE, text))
 
 
-@pytest.mark.parametrize("settings", [(), SPARSE], ids=["dense", "quest"])
+@pytest.mark.parametrize(
+    "settings", [(), SPARSE, (*SPARSE, "sparsity.reuse_steps=3")], ids=["dense", "quest", "reuse"]
+)
 def test_decoding_rows_apart_as_on_a_gpu_give_the_same(settings, monkeypatch):
     work = prompts(4, seed=12)
     requests = [request(str(i), p, max_tokens=12) for i, p in enumerate(work)]
