@@ -11,6 +11,7 @@ from bench.result import Result
 BENCHES = {
     "batch": "rows/s and memory of a million rows around a model that takes no time, and what the journal costs",
     "engine": "tokens/s, steps, compilations, padding and host share of the engine, on this machine's own limits",
+    "fiddler-host": "the expert kernel of the host against the rates of memory and of matmul, and against numpy",
     "fiddler-placement": "slots by Fiddler's rule, hit rates of placements on the published popularity of Mixtral's experts",
     "peers": "the same batch through jaxinfer and through transformers, side by side",
     "pocket": "accuracy of the pocket model by task and length, likelihood of held-out stories, load of its experts",

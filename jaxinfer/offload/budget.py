@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract
 from jaxinfer.models.layers import MoE
-from jaxinfer.offload.formats import FORMATS, ExpertFormat, expert_bytes
+from pallas_kernels.packed_experts import Record
 
 _PAPER_SHARE = 0.95
 
@@ -48,7 +48,13 @@ def activation_bytes(config: ModelConfig, tokens: int, rows: int, dtype: str) ->
     return 4 * tokens * wide * size + max(attention, experts, dense) + vocabulary
 
 
-def expert_slots(config: ModelConfig, format: ExpertFormat, left: int) -> int:
+def expert_bytes(config: ModelConfig, format: str) -> int:
+    """Bytes of one expert in a format of `packed_experts`."""
+    assert config.moe is not None
+    return Record(config.hidden_size, config.moe.width, format).nbytes
+
+
+def expert_slots(config: ModelConfig, format: str, left: int) -> int:
     """Slots that fit into `left` bytes; no more than there are experts."""
     assert config.moe is not None
     return max(0, min(left // expert_bytes(config, format), moe_layers(config) * config.moe.experts))
@@ -61,8 +67,8 @@ def paper_slots(config: ModelConfig, device_bytes: int) -> int:
     version of transformers kept in every layer, cos and sin of the whole context in float32. The last is inferred: with
     it the rule gives both published counts of Mixtral-8x7B, 56 of 24,576 MiB and 125 of 49,140 MiB.
     """
-    expert = expert_bytes(config, FORMATS["bfloat16"])
+    expert = expert_bytes(config, "bfloat16")
     tables = 2 * 4 * config.layers * config.context_length * config.head_dim
     allocated = shared_bytes(config, "bfloat16") + expert + tables
     free = math.floor(_PAPER_SHARE * device_bytes) - allocated
-    return expert_slots(config, FORMATS["bfloat16"], free)
+    return expert_slots(config, "bfloat16", free)

@@ -11,9 +11,9 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from pallas_kernels._cpu.code import llvm_function
+from pallas_kernels._cpu.code import LANES, llvm_function
 from pallas_kernels._cpu.key_code import score_function, transpose_function, unpack_function, widen_function
 from pallas_kernels._cpu.matmul_code import (
     PACK,
@@ -26,7 +26,9 @@ from pallas_kernels._cpu.matmul_code import (
     tile_function,
 )
 from pallas_kernels._cpu.memory import I64, jit, pointer
+from pallas_kernels._cpu.packed_code import packed_tile_function
 from pallas_kernels._cpu.register import compile_function
+from pallas_kernels._cpu.vector import vload, vmul, vmuladd, vstore
 
 # Widths of column tiles, widest first; all numbers of columns are multiples of 8.
 WIDTHS = tuple(w for w in (64, 32, 16, 8) if w <= TILE_COLUMNS)
@@ -35,11 +37,17 @@ STREAM_WIDTHS = tuple(w for w in (64, 16, 8) if w <= TILE_COLUMNS)
 SCORES, TRANSPOSE, WIDEN, UNPACK = 4, 5, 6, 7
 
 # Stand for the element type of B where a function is typed by it; a bfloat16 is a uint16 to numba. PACKED are codes
-# of 8 or 4 bits, which become float32 before a tile of products sees them.
-FLOAT32, BFLOAT16, PACKED = np.float32(0), np.uint16(0), np.uint8(0)
+# of 8 or 4 bits, which become float32 before a tile of products sees them; INT8 and INT4 (two in a byte, the tag is
+# just another type) are integers with scales.
+FLOAT32, BFLOAT16, PACKED, INT8, INT4 = np.float32(0), np.uint16(0), np.uint8(0), np.int8(0), np.int16(0)
 
 # The tiles are one library, compiled apart: numba would compile them again into every function on the way up.
-FLOAT32_SYMBOL, BFLOAT16_SYMBOL = "pallas_kernels_tiles_float32", "pallas_kernels_tiles_bfloat16"
+_SYMBOLS = {
+    types.float32: "pallas_kernels_tiles_float32",
+    types.uint16: "pallas_kernels_tiles_bfloat16",
+    types.int8: "pallas_kernels_tiles_int8",
+    types.int16: "pallas_kernels_tiles_int4",
+}
 _published: list = []
 
 
@@ -49,14 +57,17 @@ def tile_key(kind, width, rows):
     return kind * 1024 + width * 8 + rows
 
 
-def _tile_switch(kinds_and_widths, bf16):
-    """An intrinsic that gives the address of the tile function that `which` names."""
+def _rows_of(kind):
+    """Where there are several chunks of rows, none is short, see stream_tile."""
+    return range(3 if kind in (PACK, REST) else 1, TILE_ROWS + 1)
+
+
+def _tiles(kinds_and_widths, bf16):
+    """Every tile of a floating B with its key, as a function of the module that they go to."""
 
     def functions(module):
         for kind, widths in kinds_and_widths:
-            # Where there are several chunks of rows, none is short, see stream_tile.
-            fewest = 3 if kind in (PACK, REST) else 1
-            for width, rows in itertools.product(widths, range(fewest, TILE_ROWS + 1)):
+            for width, rows in itertools.product(widths, _rows_of(kind)):
                 yield tile_key.py_func(kind, width, rows), tile_function(module, rows, width, bf16, kind)
         if not bf16:
             for bits in (8, 4):
@@ -67,6 +78,24 @@ def _tile_switch(kinds_and_widths, bf16):
             (WIDEN, widen_function),
         ):
             yield tile_key.py_func(kind, 0, 0), make(module, bf16)
+
+    return functions
+
+
+def _packed_tiles(bits):
+    """The same for a B of integers."""
+
+    def functions(module):
+        for kind, width in itertools.product((STREAM, PACK), STREAM_WIDTHS):
+            for rows in _rows_of(kind):
+                key = tile_key.py_func(kind, width, rows)
+                yield key, packed_tile_function(module, rows, width, bits, kind)
+
+    return functions
+
+
+def _tile_switch(functions):
+    """An intrinsic that gives the address of the tile function that `which` names."""
 
     @intrinsic
     def find(typingctx, which):
@@ -91,9 +120,14 @@ def _tile_switch(kinds_and_widths, bf16):
 
 
 _float32_switch = _tile_switch(
-    [(PLAIN, WIDTHS), (STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS), (REST, STREAM_WIDTHS[:1])], bf16=False
+    _tiles(
+        [(PLAIN, WIDTHS), (STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS), (REST, STREAM_WIDTHS[:1])],
+        bf16=False,
+    )
 )
-_bfloat16_switch = _tile_switch([(STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS)], bf16=True)
+_bfloat16_switch = _tile_switch(_tiles([(STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS)], bf16=True))
+_int8_switch = _tile_switch(_packed_tiles(8))
+_int4_switch = _tile_switch(_packed_tiles(4))
 
 
 def float32_tiles(which):
@@ -106,26 +140,38 @@ def bfloat16_tiles(which):
     return _bfloat16_switch(which)
 
 
+def int8_tiles(which):
+    """Address of a tile with a B of bytes."""
+    return _int8_switch(which)
+
+
+def int4_tiles(which):
+    """Address of a tile with a B of nibbles."""
+    return _int4_switch(which)
+
+
 @functools.cache
 def publish(dtype: str) -> None:
     """Compiles the tiles for a B of dtype and makes them known to the linker, before a kernel that calls them is."""
-    symbol, function = {
-        "float32": (FLOAT32_SYMBOL, float32_tiles),
-        "bfloat16": (BFLOAT16_SYMBOL, bfloat16_tiles),
+    element, function = {
+        "float32": (types.float32, float32_tiles),
+        "bfloat16": (types.uint16, bfloat16_tiles),
+        "int8": (types.int8, int8_tiles),
+        "int4": (types.int16, int4_tiles),
     }[dtype]
     compiled = compile_function(function, types.int64(types.int64))
     _published.append(compiled)
-    llvm.add_symbol(symbol, compiled.address)
+    llvm.add_symbol(_SYMBOLS[element], compiled.address)
 
 
 @intrinsic
 def _run_tile(typingctx, tag, which, c, ldc, a, lda, b, ldb, depth, accumulate, next_b, last):
-    """One register tile; tag is a float32 for a float32 B, a uint16 for a bfloat16 B.
+    """One register tile; tag stands for the type of B.
 
     The tile is called by its address: a function in between would copy the arguments on the stack by vectors, and
     reading them back before the parts are stored drains the pipeline and with it all requests to memory.
     """
-    symbol = BFLOAT16_SYMBOL if tag == types.uint16 else FLOAT32_SYMBOL
+    symbol = _SYMBOLS.get(tag, _SYMBOLS[types.float32])
 
     def codegen(context, builder, signature, args):
         find = llvm_function(builder.module, symbol, I64, [I64])
@@ -184,6 +230,49 @@ def stream_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulat
             which = tile_key(REST if requests else PLAIN, width, n)
             _run_tile(FLOAT32, which, c_at, ldc, a_at, lda, pack, 4 * width, depth, accumulate, next_b, ldb)
         first += n
+
+
+@jit
+def _add_scaled_rows(c, ldc, sums, scales, rows, width, accumulate):
+    """C[rows, width] (+)= sums[rows, width] * scales[width]"""
+    for row in range(rows):
+        for column in range(0, width, LANES):
+            to, scale = c + row * ldc + 4 * column, vload(scales + 4 * column)
+            total = vload(sums + 4 * (row * width + column))
+            vstore(to, vmuladd(total, scale, vload(to)) if accumulate != 0 else vmul(total, scale))
+
+
+def weight_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, scales, next_b, pack):
+    """As `stream_tile`; a B of integers has scales [width] at `scales`, the same for all of its depth. `pack` has room
+    for TILE_ROWS more rows then.
+    """
+    raise NotImplementedError("only numba code calls this")
+
+
+@overload(weight_tile, jit_options={"error_model": "numpy", "boundscheck": False, "nogil": True})
+def _weight_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, scales, next_b, pack):
+    packed = tag in (types.int8, types.int16)
+
+    def floating(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, scales, next_b, pack):
+        stream_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, next_b, pack)
+
+    def integers(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, scales, next_b, pack):
+        tagged = scales + (1 if accumulate != 0 else 0)
+        chunks = (rows + TILE_ROWS - 1) // TILE_ROWS
+        first = 0
+        for chunk in range(chunks):
+            n = (rows - first + chunks - chunk - 1) // (chunks - chunk)
+            c_at, a_at = c + first * ldc, a + first * lda
+            if chunk == 0:
+                which = tile_key(STREAM if chunks == 1 else PACK, width, n)
+                _run_tile(tag, which, c_at, ldc, a_at, lda, b, ldb, depth, tagged, next_b, pack)
+            else:
+                which, sums = tile_key(PLAIN, width, n), pack + 4 * width * depth
+                _run_tile(FLOAT32, which, sums, 4 * width, a_at, lda, pack, 4 * width, depth, 0, 0, 0)
+                _add_scaled_rows(c_at, ldc, sums, scales, n, width, accumulate)
+            first += n
+
+    return integers if packed else floating
 
 
 @jit

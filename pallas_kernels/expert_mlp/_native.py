@@ -65,13 +65,13 @@ def _call(frame, task, tag, size):
     tokens = dimension(frame, 3, 0)
     block = new_block(3)
     store_i64(block + FRAME, frame)
-    touched, rows = _sort_by_expert(frame)
+    touched, rows = sort_by_expert(frame)
     store_i64(block + TOUCHED, touched)
     store_i64(block + SORTED, rows)
-    gather = _ceil_div(rows, ROWS_PER_ITEM)
-    gate_up = touched * _ceil_div(dimension(frame, 2, 1), PANEL)
-    down = touched * _ceil_div(dimension(frame, 0, 1), PANEL)
-    set_phases(block, gather, gate_up, down, _ceil_div(tokens, ROWS_PER_ITEM))
+    gather = ceil_div(rows, ROWS_PER_ITEM)
+    gate_up = touched * ceil_div(dimension(frame, 2, 1), PANEL)
+    down = touched * ceil_div(dimension(frame, 0, 1), PANEL)
+    set_phases(block, gather, gate_up, down, ceil_div(tokens, ROWS_PER_ITEM))
     workers = min(pool_threads(frame), result_dimension(frame, 5, 0))
     invite(frame, block, task, min(workers, gate_up) - 1)
     _work(block, tag, size)
@@ -79,12 +79,12 @@ def _call(frame, task, tag, size):
 
 
 @jit
-def _ceil_div(a, b):
+def ceil_div(a, b):
     return (a + b - 1) // b
 
 
 @jit
-def _order(frame):
+def order_parts(frame):
     """Addresses of the four parts of result 1."""
     pairs, experts = dimension(frame, 3, 0) * dimension(frame, 3, 1), dimension(frame, 2, 0)
     order = result(frame, 1)
@@ -92,11 +92,11 @@ def _order(frame):
 
 
 @jit
-def _sort_by_expert(frame):
+def sort_by_expert(frame):
     """Counting sort, stable; returns how many experts are touched and how many pairs are real."""
     ids, experts = argument(frame, 3), dimension(frame, 2, 0)
     pairs = dimension(frame, 3, 0) * dimension(frame, 3, 1)
-    order, position, starts, touched = _order(frame)
+    order, position, starts, touched = order_parts(frame)
     # `starts` first holds counts by expert, then the next free row by expert, at last the starts of touched ones.
     zero_bytes(starts, 4 * (experts + 1))
     for pair in range(pairs):
@@ -142,20 +142,20 @@ def _work(block, tag, size):
         end_1, end_2 = load_i64(block + ENDS), load_i64(block + ENDS + 8)
         end_3 = load_i64(block + ENDS + 16)
         if item < end_1:
-            _gather(frame, item, load_i64(block + SORTED))
+            gather_rows(frame, item, load_i64(block + SORTED))
         elif item < end_2:
             _gate_up_item(tag, size, frame, item - end_1, touched, pack)
         elif item < end_3:
             _down_item(tag, size, frame, item - end_2, touched, pack)
         else:
-            _combine(frame, item - end_3)
+            combine(frame, item - end_3)
         item = take_item(block, item)
 
 
 @jit
-def _gather(frame, item, rows):
+def gather_rows(frame, item, rows):
     model_dim, top_k = dimension(frame, 0, 1), dimension(frame, 3, 1)
-    order, stride = _order(frame)[0], 4 * result_dimension(frame, 2, 1)
+    order, stride = order_parts(frame)[0], 4 * result_dimension(frame, 2, 1)
     x, gathered = argument(frame, 0), result(frame, 2)
     for row in range(item * ROWS_PER_ITEM, min(rows, (item + 1) * ROWS_PER_ITEM)):
         token = load_i32(order + 4 * row) // top_k
@@ -165,9 +165,9 @@ def _gather(frame, item, rows):
 @jit
 def _gate_up_item(tag, size, frame, item, touched, pack):
     model_dim, hidden_dim = dimension(frame, 0, 1), dimension(frame, 2, 1)
-    _, _, starts, experts = _order(frame)
+    _, _, starts, experts = order_parts(frame)
     # Panels of one expert follow each other, so that threads read neighbouring columns at the same time.
-    panels = _ceil_div(hidden_dim, PANEL)
+    panels = ceil_div(hidden_dim, PANEL)
     which, panel = item // panels, item % panels
     first = load_i32(starts + 4 * which)
     rows = load_i32(starts + 4 * which + 4) - first
@@ -181,14 +181,14 @@ def _gate_up_item(tag, size, frame, item, touched, pack):
     _multiply(tag, size, c, ldc, a, lda, weights, ldb, rows, up, up_end, model_dim, pack, end)
     silu = load_i32(argument(frame, 5)) == SILU
     for row in range(rows):
-        _activate(c + row * ldc + 4 * column, c + row * ldc + 4 * up, end - column, silu)
+        activate(c + row * ldc + 4 * column, c + row * ldc + 4 * up, end - column, silu)
 
 
 @jit
 def _down_item(tag, size, frame, item, touched, pack):
     model_dim, hidden_dim = dimension(frame, 0, 1), dimension(frame, 2, 1)
-    _, _, starts, experts = _order(frame)
-    panels = _ceil_div(model_dim, PANEL)
+    _, _, starts, experts = order_parts(frame)
+    panels = ceil_div(model_dim, PANEL)
     which, panel = item // panels, item % panels
     first = load_i32(starts + 4 * which)
     rows = load_i32(starts + 4 * which + 4) - first
@@ -216,7 +216,7 @@ def _multiply(tag, size, c, ldc, a, lda, b, ldb, rows, column, end, depth, pack,
 
 
 @jit
-def _activate(gate, up, columns, silu):
+def activate(gate, up, columns, silu):
     """gate = act(gate) * up, in place."""
     for column in range(0, columns, LANES):
         g, u = vload(gate + 4 * column), vload(up + 4 * column)
@@ -230,9 +230,9 @@ def _activate(gate, up, columns, silu):
 
 
 @jit
-def _combine(frame, item):
+def combine(frame, item):
     tokens, top_k, model_dim = dimension(frame, 3, 0), dimension(frame, 3, 1), dimension(frame, 0, 1)
-    position, stride = _order(frame)[1], 4 * result_dimension(frame, 4, 1)
+    position, stride = order_parts(frame)[1], 4 * result_dimension(frame, 4, 1)
     weights, out, pairs = argument(frame, 4), result(frame, 0), result(frame, 4)
     for token in range(item * ROWS_PER_ITEM, min(tokens, (item + 1) * ROWS_PER_ITEM)):
         row = out + 4 * model_dim * token
@@ -240,11 +240,11 @@ def _combine(frame, item):
         for k in range(top_k):
             at = load_i32(position + 4 * (token * top_k + k))
             if at >= 0:
-                _add_scaled(row, pairs + at * stride, load_f32(weights + 4 * (token * top_k + k)), model_dim)
+                add_scaled(row, pairs + at * stride, load_f32(weights + 4 * (token * top_k + k)), model_dim)
 
 
 @jit
-def _add_scaled(to, source, factor, count):
+def add_scaled(to, source, factor, count):
     for i in range(0, count, LANES):
         vstore(to + 4 * i, vmuladd(vsplat(factor), vload(source + 4 * i), vload(to + 4 * i)))
 

@@ -49,7 +49,16 @@ def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> jax.Ar
     x: [R, K]; w: [E, K, N]; group_sizes: int32 [E], their sum at most R
     returns float32 [R, N], zeros in the rows past the last group
     """
-    rows, experts = x.shape[0], w.shape[0]
+    return grouped_matmul_by(
+        x, lambda e: lax.dynamic_index_in_dim(w, e, keepdims=False), w.shape[2], group_sizes
+    )
+
+
+def grouped_matmul_by(
+    x: jax.Array, matrix: Callable[[jax.Array], jax.Array], columns: int, group_sizes: jax.Array
+) -> jax.Array:
+    """The same where `matrix` gives the [K, columns] of a group by its number, an int32 scalar."""
+    rows, experts = x.shape[0], group_sizes.shape[0]
     block = _block_rows(rows, experts)
     ends = jnp.cumsum(group_sizes)
     block_ends = jnp.cumsum(-(-group_sizes // block))
@@ -61,14 +70,14 @@ def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> jax.Ar
         start = ends[e] - group_sizes[e] + (b - blocks_before) * block
         part = jnp.dot(
             lax.dynamic_slice_in_dim(padded, start, block),
-            lax.dynamic_index_in_dim(w, e, keepdims=False),
+            matrix(e),
             precision=lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
         # Rows past the end of the group are the next group's, whose own block comes later and overwrites them.
         return lax.dynamic_update_slice_in_dim(out, part, start, 0)
 
-    out = jnp.zeros((rows + block, w.shape[2]), jnp.float32)
+    out = jnp.zeros((rows + block, columns), jnp.float32)
     out = lax.fori_loop(0, block_ends[-1], one_block, out)[:rows]
     return jnp.where((jnp.arange(rows) < ends[-1])[:, None], out, 0)
 

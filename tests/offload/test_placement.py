@@ -10,8 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from jaxinfer.errors import ConfigError
 from jaxinfer.models.config import ModelConfig, MoEConfig, RopeConfig
-from jaxinfer.offload.budget import expert_slots, moe_layers, paper_slots, shared_bytes
-from jaxinfer.offload.formats import FORMATS, expert_bytes
+from jaxinfer.offload.budget import expert_bytes, expert_slots, moe_layers, paper_slots, shared_bytes
 from jaxinfer.offload.placement import PLACEMENTS, by_layer, by_popularity, hit_rate, read_popularity
 from jaxinfer.offload.residents import Residents
 
@@ -38,15 +37,15 @@ def test_the_papers_rule_gives_the_papers_counts(mib, slots):
 
 
 def test_shapes_of_mixtral():
-    assert expert_bytes(MIXTRAL, FORMATS["bfloat16"]) == 336 * MIB
+    assert expert_bytes(MIXTRAL, "bfloat16") == 336 * MIB
     assert shared_bytes(MIXTRAL, "bfloat16") == 2 * (46_702_792_704 - 256 * 3 * 4096 * 14336)
     assert moe_layers(MIXTRAL) == 32
-    assert expert_bytes(MIXTRAL, FORMATS["bfloat16"]) / expert_bytes(MIXTRAL, FORMATS["int4"]) > 3.7
+    assert expert_bytes(MIXTRAL, "bfloat16") / expert_bytes(MIXTRAL, "int4") > 3.7
 
 
 def test_slots_are_whole_experts_and_no_more_than_there_are():
-    one = expert_bytes(MIXTRAL, FORMATS["int8"])
-    assert [expert_slots(MIXTRAL, FORMATS["int8"], n) for n in (-1, one - 1, one, 3 * one - 1, 10**13)] == [
+    one = expert_bytes(MIXTRAL, "int8")
+    assert [expert_slots(MIXTRAL, "int8", n) for n in (-1, one - 1, one, 3 * one - 1, 10**13)] == [
         0, 0, 1, 2, 256,
     ]  # fmt: skip
 

@@ -1,0 +1,306 @@
+"""The numba side of packed_experts: the phases and work arrays of expert_mlp, over weights in tiles (`layout`).
+
+Arguments: x, records, an empty array [E, F, 0] that says how many experts there are and how wide, expert_ids,
+expert_weights, activation code, int32 offsets of a record's parts and its bytes. Results: those of expert_mlp.
+"""
+
+from numba import types
+from numba.extending import overload
+
+from pallas_kernels._cpu.frame import answers_metadata, argument, dimension, result, result_dimension
+from pallas_kernels._cpu.memory import jit, load_i32, load_i64, store_i64
+from pallas_kernels._cpu.threads import (
+    ENDS,
+    REFERENCES,
+    atomic_add,
+    finish,
+    invite,
+    new_block,
+    pool_threads,
+    release,
+    set_phases,
+    take_item,
+    task_address,
+    worker_number,
+)
+from pallas_kernels._cpu.tiles import BFLOAT16, FLOAT32, INT4, INT8, stream_width, weight_tile
+from pallas_kernels.expert_mlp._native import (
+    FRAME,
+    PANEL,
+    ROWS_PER_ITEM,
+    SILU,
+    SORTED,
+    activate,
+    ceil_div,
+    combine,
+    gather_rows,
+    order_parts,
+    sort_by_expert,
+)
+from pallas_kernels.packed_experts.layout import GROUP, SMALL_TILE, TILE
+
+# Rows of weights multiplied at a time; those of one group of integers have one scale.
+DEPTH_BLOCK = GROUP
+# Parts of a record, by the place of their offset.
+GATE, UP, GATE_UP_SCALES, DOWN, DOWN_SCALES, RECORD_BYTES = range(6)
+
+
+def float32_handler(frame):
+    """One call with float32 weights."""
+    if not answers_metadata(frame):
+        _call(frame, _float32_task(), FLOAT32)
+    return 0
+
+
+def bfloat16_handler(frame):
+    """One call with bfloat16 weights."""
+    if not answers_metadata(frame):
+        _call(frame, _bfloat16_task(), BFLOAT16)
+    return 0
+
+
+def int8_handler(frame):
+    """One call with weights of bytes."""
+    if not answers_metadata(frame):
+        _call(frame, _int8_task(), INT8)
+    return 0
+
+
+def int4_handler(frame):
+    """One call with weights of nibbles."""
+    if not answers_metadata(frame):
+        _call(frame, _int4_task(), INT4)
+    return 0
+
+
+def prepare(frame):
+    """For callers that bring their own threads: a block, to be passed to one `run_` and to each `help_` that was announced."""
+    return _new_call(frame)
+
+
+def announce(block):
+    """One more thread will call `help_`."""
+    atomic_add(block + REFERENCES, 1)
+    return 0
+
+
+def run_float32(block):
+    """Does what nobody else does of the call, and returns when all is done."""
+    _work(block, FLOAT32)
+    finish(block)
+    return 0
+
+
+def run_bfloat16(block):
+    _work(block, BFLOAT16)
+    finish(block)
+    return 0
+
+
+def run_int8(block):
+    _work(block, INT8)
+    finish(block)
+    return 0
+
+
+def run_int4(block):
+    _work(block, INT4)
+    finish(block)
+    return 0
+
+
+def help_float32(block):
+    """Takes part in a call; may come late, or after its end."""
+    _float32_worker(block)
+    return 0
+
+
+def help_bfloat16(block):
+    _bfloat16_worker(block)
+    return 0
+
+
+def help_int8(block):
+    _int8_worker(block)
+    return 0
+
+
+def help_int4(block):
+    _int4_worker(block)
+    return 0
+
+
+@jit
+def _call(frame, task, tag):
+    block = _new_call(frame)
+    workers = min(pool_threads(frame), result_dimension(frame, 5, 0))
+    items = load_i64(block + ENDS + 8) - load_i64(block + ENDS)
+    invite(frame, block, task, min(workers, items) - 1)
+    _work(block, tag)
+    finish(block)
+
+
+@jit
+def _new_call(frame):
+    block = new_block(3)
+    touched, rows = sort_by_expert(frame)
+    store_i64(block + FRAME, frame)
+    store_i64(block + SORTED, rows)
+    gate_up = touched * ceil_div(dimension(frame, 2, 1), PANEL)
+    down = touched * ceil_div(dimension(frame, 0, 1), PANEL)
+    tokens = ceil_div(dimension(frame, 3, 0), ROWS_PER_ITEM)
+    set_phases(block, ceil_div(rows, ROWS_PER_ITEM), gate_up, down, tokens)
+    return block
+
+
+@jit
+def _work(block, tag):
+    item = take_item(block, -1)
+    if item < 0:
+        return
+    frame = load_i64(block + FRAME)
+    pack = result(frame, 5) + 4 * result_dimension(frame, 5, 1) * worker_number(block)
+    while item >= 0:
+        end_1, end_2 = load_i64(block + ENDS), load_i64(block + ENDS + 8)
+        end_3 = load_i64(block + ENDS + 16)
+        if item < end_1:
+            gather_rows(frame, item, load_i64(block + SORTED))
+        elif item < end_2:
+            _gate_up_item(tag, frame, item - end_1, pack)
+        elif item < end_3:
+            _down_item(tag, frame, item - end_2, pack)
+        else:
+            combine(frame, item - end_3)
+        item = take_item(block, item)
+
+
+@jit
+def _rows_of(frame, which):
+    """Record, first row and number of rows of a touched expert."""
+    _, _, starts, experts = order_parts(frame)
+    first = load_i32(starts + 4 * which)
+    record = argument(frame, 1) + load_i32(experts + 4 * which) * _part(frame, RECORD_BYTES)
+    return record, first, load_i32(starts + 4 * which + 4) - first
+
+
+@jit
+def _part(frame, part):
+    return load_i32(argument(frame, 6) + 4 * part)
+
+
+@jit
+def _gate_up_item(tag, frame, item, pack):
+    model_dim, hidden_dim = dimension(frame, 0, 1), dimension(frame, 2, 1)
+    panels = ceil_div(hidden_dim, PANEL)
+    panel = item % panels
+    record, first, rows = _rows_of(frame, item // panels)
+    lda, ldc = 4 * result_dimension(frame, 2, 1), 4 * result_dimension(frame, 3, 1)
+    a, c = result(frame, 2) + first * lda, result(frame, 3) + first * ldc
+    column, end = panel * PANEL, min(hidden_dim, (panel + 1) * PANEL)
+    gate, up, scales = (
+        record + _part(frame, GATE),
+        record + _part(frame, UP),
+        record + _part(frame, GATE_UP_SCALES),
+    )
+    begin_up = up + _before(tag, column, model_dim)
+    _multiply(
+        tag, c, ldc, a, lda, gate, scales, 2 * hidden_dim, rows, column, end, hidden_dim, model_dim, pack, begin_up
+    )  # fmt: skip
+    c_up, up_scales, after = c + 4 * hidden_dim, scales + 4 * hidden_dim, gate + _before(tag, end, model_dim)
+    _multiply(
+        tag, c_up, ldc, a, lda, up, up_scales, 2 * hidden_dim, rows, column, end, hidden_dim, model_dim, pack, after
+    )  # fmt: skip
+    silu = load_i32(argument(frame, 5)) == SILU
+    for row in range(rows):
+        activate(c + row * ldc + 4 * column, c_up + row * ldc + 4 * column, end - column, silu)
+
+
+@jit
+def _down_item(tag, frame, item, pack):
+    model_dim, hidden_dim = dimension(frame, 0, 1), dimension(frame, 2, 1)
+    panels = ceil_div(model_dim, PANEL)
+    panel = item % panels
+    record, first, rows = _rows_of(frame, item // panels)
+    lda, ldc = 4 * result_dimension(frame, 3, 1), 4 * result_dimension(frame, 4, 1)
+    a, c = result(frame, 3) + first * lda, result(frame, 4) + first * ldc
+    column, end = panel * PANEL, min(model_dim, (panel + 1) * PANEL)
+    down, scales = record + _part(frame, DOWN), record + _part(frame, DOWN_SCALES)
+    after = down + _before(tag, end, hidden_dim)
+    _multiply(
+        tag, c, ldc, a, lda, down, scales, model_dim, rows, column, end, model_dim, hidden_dim, pack, after
+    )  # fmt: skip
+
+
+def _line(tag):
+    """Bytes of one column in a line of weights, and rows of weights in a line."""
+    raise NotImplementedError("only numba code calls this")
+
+
+@overload(_line)
+def _line_of(tag):
+    size, rows = {types.float32: (4, 1), types.uint16: (2, 1), types.int8: (1, 1), types.int16: (1, 2)}[tag]
+    return lambda tag: (size, rows)
+
+
+@jit
+def _before(tag, column, depth):
+    """Bytes of all columns before this one, the first of a tile."""
+    size, rows_of_line = _line(tag)
+    return column * (depth // rows_of_line) * size
+
+
+@jit
+def _multiply(tag, c, ldc, a, lda, b, scales, scale_columns, rows, column, end, columns, depth, pack, after):
+    """C[:, column:end] = A @ B[:, column:end] of a B with so many `columns`; `after` is the address that is read next."""
+    size, rows_of_line = _line(tag)
+    while column < end:
+        tile = TILE if column + TILE <= columns // TILE * TILE else SMALL_TILE
+        begin, line = b + _before(tag, column, depth), tile * size
+        within = 0
+        while within < tile:
+            width = stream_width(tile - within)
+            last = begin + size * (within + width) if within + width < tile else after
+            if within + width == tile and column + tile < end:
+                last = begin + _before(tag, tile, depth)
+            for k in range(0, depth, DEPTH_BLOCK):
+                n = min(DEPTH_BLOCK, depth - k)
+                here = begin + (k // rows_of_line) * line + size * within
+                following = here + (n // rows_of_line) * line if k + n < depth else last
+                at = column + within
+                scales_at = scales + 4 * ((k // DEPTH_BLOCK) * scale_columns + at)
+                weight_tile(
+                    tag, size, c + 4 * at, ldc, a + 4 * k, lda, here, line, rows, width, n, k, scales_at, following,
+                    pack,
+                )  # fmt: skip
+            within += width
+        column += tile
+
+
+@jit
+def _float32_worker(block):
+    _work(block, FLOAT32)
+    release(block)
+
+
+@jit
+def _bfloat16_worker(block):
+    _work(block, BFLOAT16)
+    release(block)
+
+
+@jit
+def _int8_worker(block):
+    _work(block, INT8)
+    release(block)
+
+
+@jit
+def _int4_worker(block):
+    _work(block, INT4)
+    release(block)
+
+
+_float32_task = task_address(_float32_worker)
+_bfloat16_task = task_address(_bfloat16_worker)
+_int8_task = task_address(_int8_worker)
+_int4_task = task_address(_int4_worker)
