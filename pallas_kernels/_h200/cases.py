@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.page_attention import mosaic_gpu as attention
 from pallas_kernels.page_attention.shapes import SHAPES as ATTENTION_SHAPES
 from pallas_kernels.page_bounds import mosaic_gpu as bounds
@@ -42,6 +43,18 @@ def _attention(shape) -> Case:
     lists, tokens = ((rows, shape.lists, width), "int32"), ((rows, shape.lists), "int32")
     run = functools.partial(attention.page_attention, scale=shape.head_dim**-0.5)
     return Case(run, (q, pool, pool, ((), "int32"), lists, tokens))
+
+
+def _packed_attention(shape, bits) -> Case:
+    """page_attention over pools of `bits`."""
+    q, pool, _, layer, lists, tokens = _attention(shape).arguments
+    codes, words = (*pool[0][:4], shape.head_dim * bits // 8), pool[0][:4]
+
+    def run(q, k_codes, k_words, v_codes, v_words, *args):
+        pools = PackedPages(k_codes, k_words), PackedPages(v_codes, v_words)
+        return attention.page_attention(q, *pools, *args, scale=shape.head_dim**-0.5)
+
+    return Case(run, (q, *((codes, "uint8"), (words, "int32")) * 2, layer, lists, tokens))
 
 
 def _scores(shape) -> Case:
@@ -84,6 +97,14 @@ def _bounds_of_all_layers(shape) -> Case:
 
 CASES = {
     **{f"page_attention {name}": _attention(shape) for name, shape in ATTENTION_SHAPES.items()},
+    **{
+        f"page_attention {name} int{bits}": _packed_attention(ATTENTION_SHAPES[name], bits)
+        for bits, names in {
+            4: ("pocket_2048", "llama3_8b_2048", "llama3_8b_page_32", "llama2_7b_1024"),
+            8: ("pocket_dense", "llama3_8b_2048"),
+        }.items()
+        for name in names
+    },
     **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_select {name}": _select(shape) for name, shape in SELECT_SHAPES.items()},
     **{f"page_bounds {name}": _bounds(shape) for name, shape in BOUNDS_SHAPES.items() if name != "tiny"},

@@ -16,16 +16,13 @@ from jax import lax
 
 from pallas_kernels._mosaic import mma, pl, plgpu, processors, swizzled
 from pallas_kernels.packed_pages import PackedPages
+from pallas_kernels.page_attention import _mosaic_packed
+from pallas_kernels.page_attention._mosaic_packed import LOWEST, PAGES, ROWS
 
-# Pages of one step, one for each warp of the warpgroup to copy.
-PAGES = 4
-# Rows of the tensor core's smallest tile: the query heads of a KV head, padded.
-ROWS = 16
 # Steps of a part, more where a list would fall into more than MAX_PARTS: at 256 tokens a part even a single row of
 # 2,048 tokens and 8 KV heads keeps 6 MiB of copies in flight.
 PART_STEPS = 4
 MAX_PARTS = 64
-LOWEST = -1e30
 LOG2_E = math.log2(math.e)
 
 
@@ -46,16 +43,19 @@ def page_attention(
     heads = max(lists, kv_heads)
     group = q_heads // heads
     processors()
-    if isinstance(k_pages, PackedPages) or isinstance(v_pages, PackedPages):
-        raise NotImplementedError("packed pools; bfloat16")
-    _check(q.dtype, k_pages.dtype, v_pages.dtype, head_dim, page_size, group)
+    _check(q.dtype, head_dim, page_size, group)
+    pools, body, scratch = _over(k_pages, v_pages, head_dim)
 
     steps = -(-width // PAGES)
     each = max(PART_STEPS, -(-steps // MAX_PARTS))
     parts = -(-steps // each)
-    of_heads = (layers, pages * kv_heads, page_size, head_dim)
     grouped = jnp.pad(q.reshape(rows, heads, group, head_dim), ((0, 0), (0, 0), (0, ROWS - group), (0, 0)))
-    body = functools.partial(_attend_part, each=each, kv_heads=kv_heads, scale=scale * LOG2_E)
+    queries = [grouped]
+    if len(pools) > 2:
+        columns = pools[0].shape[4]  # the channels whose codes lie in one nibble go together
+        halves = grouped.reshape(*grouped.shape[:3], -1, columns).swapaxes(2, 3)
+        queries = [halves, grouped.astype(jnp.float32).sum(-1)]
+    body = functools.partial(body, each=each, kv_heads=kv_heads, scale=scale * LOG2_E)
     kernel = plgpu.kernel(
         body,
         out_type=(
@@ -65,18 +65,46 @@ def page_attention(
         grid=(rows, heads, parts),
         grid_names=("row", "head", "part"),
         kernel_name="page_attention",
-        scratch_types=_scratch(page_size, head_dim),
+        scratch_types=scratch,
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
-    args = (page_lists, tokens, jnp.reshape(layer, (1,)))
-    pools = (k_pages.reshape(of_heads), v_pages.reshape(of_heads))
-    partial, statistics = kernel(*(a.astype(jnp.int32) for a in args), grouped, *pools)
+    args = (a.astype(jnp.int32) for a in (page_lists, tokens, jnp.reshape(layer, (1,))))
+    of_heads = (a.reshape(layers, pages * kv_heads, page_size, -1) for a in pools[:2])
+    words = (_listed(a, layer, page_lists, heads) for a in pools[2:])
+    partial, statistics = kernel(*args, *queries, *of_heads, *words)
     return _merge(partial, statistics[..., :group], q)
 
 
-def _check(dtype, k_dtype, v_dtype, head_dim, page_size, group):
-    if {jnp.dtype(t).name for t in (dtype, k_dtype, v_dtype)} != {"bfloat16"}:
-        raise NotImplementedError(f"queries of {dtype}, pools of {k_dtype} and {v_dtype}; bfloat16")
+def _over(k_pages, v_pages, head_dim):
+    """The pools' arrays, the kernel over them and its scratch."""
+    page_size = k_pages.shape[3]
+    if isinstance(k_pages, PackedPages) and isinstance(v_pages, PackedPages):
+        if k_pages.bits(head_dim) != v_pages.bits(head_dim):
+            raise NotImplementedError("keys and values of different bits")
+        pools = (k_pages.codes, v_pages.codes, k_pages.words, v_pages.words)
+        return (
+            pools,
+            _mosaic_packed.attend_part,
+            _mosaic_packed.scratch(page_size, head_dim, k_pages.shape[4]),
+        )
+    types = [jnp.dtype(getattr(p, "dtype", "uint8")).name for p in (k_pages, v_pages)]
+    if types != ["bfloat16"] * 2:
+        raise NotImplementedError(f"pools of {' and '.join(types)}; bfloat16, or both packed")
+    return (k_pages, v_pages), _attend_part, _scratch(page_size, head_dim)
+
+
+def _listed(words, layer, page_lists, heads):
+    """Words [L, N, Hkv, page] in the order of the lists, which are filled up to whole steps: int32 [S, H, tokens]."""
+    rows, _, width = page_lists.shape
+    ids = jnp.broadcast_to(page_lists, (rows, heads, width))
+    ids = jnp.pad(ids, ((0, 0), (0, 0), (0, -width % PAGES)))
+    reads = jnp.arange(heads) // (heads // words.shape[2])
+    return words[layer, ids, reads[:, None]].reshape(rows, heads, -1)
+
+
+def _check(dtype, head_dim, page_size, group):
+    if jnp.dtype(dtype).name != "bfloat16":
+        raise NotImplementedError(f"queries of {dtype}; bfloat16")
     if head_dim not in (64, 128) or page_size not in (16, 32):
         raise NotImplementedError(f"head dimension {head_dim}, page size {page_size}; 64 or 128, 16 or 32")
     if group > ROWS:

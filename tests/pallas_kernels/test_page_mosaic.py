@@ -10,6 +10,7 @@ import test_page_scores as scores_tests
 import test_page_select as select_tests
 
 from pallas_kernels._mosaic import plgpu, simulator
+from pallas_kernels.packed_pages import PackedPages, pack
 from pallas_kernels.page_attention import page_attention
 from pallas_kernels.page_attention import shapes as attention_shapes
 from pallas_kernels.page_attention.shapes import ListShape
@@ -68,6 +69,17 @@ def test_page_select(name):
     settings = {"width": shape.keep, "first": shape.first, "last": shape.last, "scale": 0.125}
     got, want = both(page_select, scores, pages, keep, **settings)
     assert select_tests.chosen(got) == select_tests.chosen(want)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["pocket", "dense_page_32", "llama3_8b_two_heads"])
+def test_page_attention_over_packed_pools(name, bits):
+    q, k, v, layer, lists, tokens = attention_tests.make(attention_shapes.SIMULATED[name], jnp.bfloat16)
+    pools = (PackedPages(*pack(a, bits)) for a in (k, v))
+    got, want = both(page_attention, q, *pools, layer, lists, tokens, scale=0.2)
+    np.testing.assert_allclose(
+        np.asarray(got, np.float32), np.asarray(want, np.float32), rtol=2e-2, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("name", attention_shapes.SIMULATED)
