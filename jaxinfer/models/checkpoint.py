@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +17,14 @@ import numpy as np
 
 from jaxinfer.errors import ModelError
 from jaxinfer.models.config import ModelConfig
-from jaxinfer.models.decoder import abstract, unstack
+from jaxinfer.models.decoder import abstract, unstack, without_experts
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.manifest import PARAMS, Manifest, Part, Piece, checksum, read_manifest, size_on_disk
 
 _LAYER_LEAF = re.compile(r"layers\.(?P<layer>\d+)\.(moe\.experts\.(?P<expert>\d+)\.)?(?P<name>.+)")
 READ_AHEAD = 4  # parts being read while another is placed on the device
 
-__all__ = ["Manifest", "load_model", "read_manifest", "read_pieces"]
+__all__ = ["Manifest", "load_model", "of_expert", "read_manifest", "read_pieces"]
 
 
 def load_model(
@@ -33,6 +33,7 @@ def load_model(
     dtype: Any = None,
     layout: Literal["stacked", "unstacked"] = "stacked",
     sharding: Any = None,
+    experts: bool = True,
 ) -> tuple[ModelConfig, Decoder]:
     """Restores a converted model straight into device arrays; the host never holds more than a few parts of it.
 
@@ -41,13 +42,14 @@ def load_model(
       dtype: of the parameters in memory, and of the config returned; the stored one if None.
       layout: "stacked" runs of layers for scan, or "unstacked" single layers (see `decoder.unstack`).
       sharding: one jax.sharding.Sharding for all parameters, or a Decoder of them; the default device if None.
+      experts: False leaves the experts of mixture-of-experts layers out (`decoder.without_experts`).
 
     Raises:
       ModelError: the folder is missing, foreign, corrupt, or does not match its own config.
     """
     manifest = read_manifest(folder)
     config = manifest.config if dtype is None else replace(manifest.config, dtype=jnp.dtype(dtype).name)
-    tree = abstract(config)
+    tree = abstract(config) if experts else without_experts(abstract(config))
     if layout == "unstacked":
         stacked = tree
         tree = jax.eval_shape(
@@ -56,16 +58,29 @@ def load_model(
     named, treedef = jax.tree_util.tree_flatten_with_path(tree)
     shardings = _shardings(sharding, treedef)
     slots = {_name(path): _Slot(leaf, to) for (path, leaf), to in zip(named, shardings)}
-    places = {piece: _place(piece, config, layout) for part in manifest.parts for piece in part.pieces}
+    places = {
+        piece: _place(piece, config, layout)
+        for part in manifest.parts
+        for piece in part.pieces
+        if experts or not of_expert(piece)
+    }
     _check_cover(Path(folder), places, slots)
-    for piece, block in read_pieces(folder, manifest):
+    for piece, block in read_pieces(folder, manifest, places.__contains__):
         name, start = places[piece]
         slots[name].put(start, block)
     return config, jax.tree.unflatten(treedef, [slot.array() for slot in slots.values()])
 
 
-def read_pieces(folder: str | Path, manifest: Manifest) -> Iterator[tuple[Piece, np.ndarray]]:
-    """Every piece of a converted model in stored order, as host arrays in the stored type; reads a little ahead.
+def of_expert(piece: Piece) -> tuple[int, int] | None:
+    """Layer and expert whose weights a piece belongs to; None for all else."""
+    parsed = _LAYER_LEAF.fullmatch(piece.leaf)
+    return (int(parsed["layer"]), int(parsed["expert"])) if parsed and parsed["expert"] else None
+
+
+def read_pieces(
+    folder: str | Path, manifest: Manifest, wanted: Callable[[Piece], object] = lambda piece: True
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """The wanted pieces of a converted model in stored order, as host arrays in the stored type; reads a little ahead.
 
     Raises:
       ModelError: a part is missing or corrupt.
@@ -76,12 +91,15 @@ def read_pieces(folder: str | Path, manifest: Manifest) -> Iterator[tuple[Piece,
             raise ModelError(
                 f"{path}: is incomplete: {size} bytes of {part.nbytes}; copy or convert the model again"
             )
+    parts = [part for part in manifest.parts if any(map(wanted, part.pieces))]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        todo, reading = iter(manifest.parts), deque[Future[list[np.ndarray]]]()
-        for part in manifest.parts:
+        todo, reading = iter(parts), deque[Future[list[np.ndarray]]]()
+        for part in parts:
             while len(reading) <= READ_AHEAD and (following := next(todo, None)):
                 reading.append(pool.submit(_read_part, Path(folder), following))
-            yield from zip(part.pieces, reading.popleft().result())
+            for piece, block in zip(part.pieces, reading.popleft().result()):
+                if wanted(piece):
+                    yield piece, block
 
 
 def _read_part(folder: Path, part: Part) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder, Layer, MoE
 from jaxinfer.models.linear import embed, linear, project, unembed
 from jaxinfer.models.mlp import mlp
-from jaxinfer.models.moe import moe
+from jaxinfer.models.moe import Experts, moe
 from jaxinfer.models.norms import norm
 
 Cache = Any
@@ -55,6 +55,16 @@ def abstract(config: ModelConfig, dtype: Any = None) -> Decoder:
     return nnx.eval_shape(lambda: init(config, jax.random.key(0), dtype))
 
 
+def without_experts(model: Decoder) -> Decoder:
+    """The same model, stacked, whose layers hold routers but no experts: those are somewhere else."""
+    other = jax.tree.map(lambda leaf: leaf, model)
+    for run in other.runs:
+        if isinstance(run.mlp, MoE):
+            for name in ("gate_up", "down"):
+                setattr(run.mlp, name, nnx.data(None))
+    return other
+
+
 def unstack(model: Decoder, config: ModelConfig) -> Decoder:
     """The same model with each run a list of single layers.
 
@@ -79,6 +89,7 @@ def forward(
     attend: Attend,
     cache: Cache,
     valid: jax.Array | None = None,
+    experts: Experts | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs all layers and the final norm over the flat tokens of many sequences.
 
@@ -89,6 +100,7 @@ def forward(
       attend: writes keys and values to the cache and attends.
       cache: any pytree; carried through the layers.
       valid: bool [T], False for padding; None if all tokens are real.
+      experts: computes the experts of a layer; None if the model holds their weights.
 
     Returns:
       hidden [T, D] in the parameters' type, and the cache.
@@ -103,7 +115,7 @@ def forward(
         def step(carry, scanned):
             layer, index, window = scanned
             hidden, cache = carry
-            return _layer(hidden, cache, layer, config, angles, attend, index, window, valid), None
+            return _layer(hidden, cache, layer, config, angles, attend, index, window, valid, experts), None
 
         if isinstance(run, nnx.List):
             for scanned in zip(run, indices, windows):
@@ -131,11 +143,12 @@ def _layer(
     index: jax.Array,
     window: jax.Array,
     valid: jax.Array | None,
+    experts: Experts | None,
 ) -> tuple[jax.Array, Cache]:
     q, k, v = qkv(norm(hidden, layer.attn_norm, config), layer.attention, config, angles)
     attended, cache = attend(cache, index, q, k, v, window)
     hidden = hidden + linear(attended.astype(hidden.dtype), layer.attention.out, layer.attention.out_bias)
     x = norm(hidden, layer.mlp_norm, config)
     if isinstance(layer.mlp, MoE):
-        return hidden + moe(x, layer.mlp, config, valid), cache
+        return hidden + moe(x, layer.mlp, config, valid, index, experts), cache
     return hidden + mlp(x, layer.mlp, config.activation), cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -10,15 +12,32 @@ from jaxinfer.models.layers import MoE
 from jaxinfer.models.linear import project
 from pallas_kernels.expert_mlp import expert_mlp
 
+Experts = Callable[[jax.Array | int, jax.Array, jax.Array, jax.Array], jax.Array]
+"""experts(layer, x [T, D], ids int32 [T, K], shares float32 [T, K]) -> [T, D]: the sum of the chosen experts' MLPs, each times
+its share. layer: int32 scalar, counted over the whole model; a negative id is no expert.
+"""
 
-def moe(x: jax.Array, weights: MoE, config: ModelConfig, valid: jax.Array | None) -> jax.Array:
-    """Sum of the chosen experts' MLPs. x [T, D], valid bool [T] (False: padding, visits no expert) -> [T, D]."""
+
+def moe(
+    x: jax.Array,
+    weights: MoE,
+    config: ModelConfig,
+    valid: jax.Array | None,
+    layer: jax.Array | int = 0,
+    experts: Experts | None = None,
+) -> jax.Array:
+    """Sum of the chosen experts' MLPs. x [T, D], valid bool [T] (False: padding, visits no expert) -> [T, D].
+
+    experts: computes them wherever their weights are; None where `weights` holds them.
+    """
     assert config.moe is not None
     ids, shares = route(project(x, weights.router), config.moe)
     if valid is not None:
         ids = jnp.where(valid[:, None], ids, -1)
-    experts, wide, _, width = weights.gate_up.shape
-    gate_up = weights.gate_up.reshape(experts, wide, 2 * width)
+    if experts is not None:
+        return experts(layer, x, ids, shares)
+    count, wide, _, width = weights.gate_up.shape
+    gate_up = weights.gate_up.reshape(count, wide, 2 * width)
     return expert_mlp(x, gate_up, weights.down, ids, shares, activation=config.activation)
 
 

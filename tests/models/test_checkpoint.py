@@ -14,7 +14,7 @@ from checkpoint_helpers import CASES, FAMILIES, load_golden
 from convert.convert import convert
 from jaxinfer.errors import ModelError
 from jaxinfer.models import abstract, unstack
-from jaxinfer.models.checkpoint import load_model, read_manifest, read_pieces
+from jaxinfer.models.checkpoint import load_model, of_expert, read_manifest, read_pieces
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +174,16 @@ def test_a_truncated_part_is_found(folder):
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     with pytest.raises(ModelError, match="00000: is incomplete"):
         load_model(folder)
+
+
+def test_the_experts_can_stay_away(converted):
+    config = read_manifest(converted).config
+    for layout in ("stacked", "unstacked"):
+        _, rest = load_model(converted, layout=layout, experts=False)
+        assert not [
+            p for p, _ in jax.tree_util.tree_leaves_with_path(rest) if "gate_up" in str(p) or "down" in str(p)
+        ]
+    manifest = read_manifest(converted)
+    held = {of_expert(piece) for piece, _ in read_pieces(converted, manifest, of_expert)}
+    assert held == {(layer, expert) for layer in range(config.layers) for expert in range(config.moe.experts)}
+    assert not list(read_pieces(converted, manifest, lambda piece: False))
