@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxinfer.quant.form import MODES
+
 INTERRUPTED = 130
 
 
@@ -25,30 +27,41 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    if options.quant or options.calibration:
-        return _fail(
-            "--quant and --calibration are not available yet; without them weights are kept as they are"
-        )
+    if options.quant is None and (options.calibration or options.set):
+        return _fail("--calibration and --set are for --quant; without it weights are kept as they are")
     import jax
 
     jax.config.update(
         "jax_platforms", "cpu"
     )  # conversion needs no accelerator and must not reserve its memory
     from convert.convert import convert
-    from jaxinfer.errors import ModelError
+    from convert.quantize import Quantize
+    from convert.report import PLOT, show
+    from jaxinfer.config import load_config
+    from jaxinfer.errors import ConfigError, ModelError
     from jaxinfer.models.tokenizer import has_tokenizer
+    from jaxinfer.quant.calibrate import LayerReport
 
+    reports: list[LayerReport] = []
     try:
+        quantize = None
+        if options.quant is not None:
+            chosen = load_config(None, options.set).quantization.chosen
+            quantize = Quantize(options.quant, chosen, options.calibration, reports.append)
         with _progress(options.source.name) as progress:
             manifest = convert(
                 options.source,
                 options.out,
                 dtype=options.dtype,
+                quantize=quantize,
                 overwrite=options.overwrite,
                 progress=progress,
             )
-    except ModelError as error:
+    except (ModelError, ConfigError) as error:
         return _fail(str(error))
+    if reports:
+        show(reports)
+        print(f"{options.out / PLOT}: the same as a plot")
     if not has_tokenizer(options.out):
         print(
             f"warning: {options.source} has no tokenizer: the model will serve token ids only",
@@ -75,8 +88,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace OUT_FOLDER if it is a converted model"
     )
-    parser.add_argument("--quant", metavar="METHOD", help="not available yet")
-    parser.add_argument("--calibration", metavar="TEXT", help="not available yet")
+    parser.add_argument(
+        "--quant",
+        choices=MODES,
+        help="quantize the linear layers; a run that was stopped goes on where it was",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="text like that which the model will read, for --quant",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="quantization.key=value",
+        help="constants of the quantization",
+    )
     return parser
 
 

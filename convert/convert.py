@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,18 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes
-import numpy as np
-
 from convert.check import check_tensors, check_tokenizer, check_vocabulary
 from convert.output import new_folder
+from convert.quantize import Quantize, forget_layers, quantized
 from convert.reader import INDEX, SourceFolder
-from convert.writer import PartWriter, part_size, pieces
+from convert.source import Source
+from convert.writer import PartWriter, part_size
+from jaxinfer.engine.memory import weight_bytes
 from jaxinfer.errors import ModelError
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.families import from_hugging_face
 from jaxinfer.models.manifest import MANIFEST, PARAMS, Manifest
 from jaxinfer.models.tensors import storage_shapes, tensor_table
+from jaxinfer.quant.form import quantization
 
 Progress = Callable[[int, int], None]
 """progress(bytes done, bytes in all)."""
@@ -55,6 +55,7 @@ def convert(
     out: str | Path,
     *,
     dtype: Literal["float32", "bfloat16", "checkpoint"] = "checkpoint",
+    quantize: Quantize | None = None,
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Manifest:
@@ -62,11 +63,13 @@ def convert(
 
     Args:
       dtype: of the stored parameters; "checkpoint" keeps the type that the model's config names.
+      quantize: how the linear layers are quantized; None keeps them as they are.
       overwrite: replaces `out` if it is a converted model.
       progress: called after every block.
 
     Raises:
       ModelError: the folder cannot be converted, or `out` cannot be written; says why.
+      ConfigError: the model cannot be quantized so, or the calibration text is too short.
     """
     source, out = Path(source), Path(out)
     config, folder = read_config(source), SourceFolder(source)
@@ -76,24 +79,31 @@ def convert(
     shapes = storage_shapes(config)
     check_tensors(source, folder.tensors, specs, config)
     check_vocabulary(source, config)
-    total = sum(math.prod(shape) for shape in shapes.values()) * _numpy_dtype(kept).itemsize
+    form = None if quantize is None else quantization(quantize.mode, config, **quantize.chosen)
+    stored = replace(config, quantization=form)
+    total = weight_bytes(stored, kept)
     with new_folder(out, total, overwrite) as building, _hashing(source, folder.files) as hashes:
         for path in carried_files(source):
             shutil.copyfile(path, building / path.name)
         check_tokenizer(source, building, config)
         writer = PartWriter(building / PARAMS, part_size(max(t.nbytes for t in folder.tensors.values())))
+        model = Source(folder, stored, specs, shapes)
+        made = (
+            model.plain(writer.size)
+            if quantize is None
+            else quantized(model, quantize, out, building, writer.size)
+        )
         done = 0
-        for spec in specs:
-            tensor = folder.view(spec.name)
-            for piece, block in pieces(spec, tensor, shapes[spec.target], _numpy_dtype(kept), writer.size):
-                folder.release()
-                writer.add(piece, block)
-                done += block.nbytes
-                progress(done, total)
+        for piece, block in made:
+            writer.add(piece, block)
+            done += block.nbytes
+            progress(done, total)
         writer.save()
         sources = {name: future.result() for name, future in hashes.items()}
-        manifest = Manifest(config=config, sources=sources, parts=tuple(writer.parts))
+        manifest = Manifest(config=stored, sources=sources, parts=tuple(writer.parts))
         (building / MANIFEST).write_text(json.dumps(manifest.to_json()))
+    if quantize is not None:
+        forget_layers(out)
     return manifest
 
 
@@ -124,10 +134,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ModelError(f"{path}: holds {type(data).__name__}, not an object")
     return data
-
-
-def _numpy_dtype(name: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 @contextlib.contextmanager

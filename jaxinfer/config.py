@@ -114,9 +114,44 @@ class SparsitySettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationSettings(Section):
-    """Low-bit weights and KV cache. Weights follow the converted folder; nothing is settable at run time so far."""
+    """Low-bit weights. `mode` says what a run expects of its model; the rest is for jaxinfer-convert, which stores it with
+    the model, and None is the mode's own value, see `jaxinfer.quant.form.Quantization`.
+
+    Attributes:
+      mode: run only a model that was quantized so; empty runs any.
+      group: input channels that share a weight scale; 0 is all of them.
+      rows: output channels that share it.
+      outliers: input channels kept in `outlier_bits`.
+      reorder: sort input channels by `statistic` ("squares" or "mean").
+      rotate: turn inputs by a Hadamard matrix instead of keeping outliers apart.
+      activation_clip, weight_clip: share of the largest magnitude that a scale covers; a weight_clip of 0 is searched.
+      method: "gptq", or "rtn": round to nearest.
+      damping: of GPTQ's Hessian, as a share of its mean diagonal.
+      samples, length, seed: windows of calibration text, tokens of each, and the seed that draws them.
+    """
 
     section: ClassVar[str] = "quantization"
+    mode: str = setting("", choices=("", "none", "atom-w4a4", "atom-w4a8", "w8a8", "w4a16"))
+    group: int | None = setting(None, low=0)
+    rows: int | None = setting(None, low=1, high=2)
+    outliers: int | None = setting(None, low=0)
+    outlier_bits: int | None = setting(None, choices=(8, 16))
+    reorder: bool | None = setting(None)
+    statistic: str | None = setting(None, choices=("squares", "mean"))
+    rotate: bool | None = setting(None)
+    activation_clip: float | None = setting(None, low=0, high=1)
+    weight_clip: float | None = setting(None, low=0, high=1)
+    method: str | None = setting(None, choices=("gptq", "rtn"))
+    damping: float | None = setting(None, low=0, high=1)
+    samples: int | None = setting(None, low=1)
+    length: int | None = setting(None, low=2)
+    seed: int | None = setting(None, low=0)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What was set beside the mode."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if name != "mode" and value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ import numpy as np
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, SamplingParams, TokenIds
 from jaxinfer.engine.engine import Engine
-from jaxinfer.errors import RequestError
-from jaxinfer.models.checkpoint import load_model, read_manifest
+from jaxinfer.errors import ModelError, RequestError
+from jaxinfer.models.checkpoint import Manifest, load_model, read_manifest
 from jaxinfer.models.tokenizer import Tokenizer, has_tokenizer
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "model"
@@ -48,6 +48,7 @@ class LLM:
         folder = Path(model or settings.model.path or EMBEDDED_MODEL)
         _use_compilation_cache(settings.engine.compile_cache)
         manifest = read_manifest(folder)
+        _check_mode(folder, manifest, settings.quantization.mode)
         dtype = manifest.dtype if settings.model.dtype == "auto" else settings.model.dtype
         unrolled = settings.engine.layers == "unrolled" or (
             settings.engine.layers == "auto" and jax.default_backend() == "cpu"
@@ -183,6 +184,15 @@ class LLM:
                 "no_tokenizer", f"the model {self.model_name} has no tokenizer; give token ids"
             )
         return self.tokenizer
+
+
+def _check_mode(folder: Path, manifest: Manifest, wanted: str) -> None:
+    mode = "none" if manifest.quantization is None else manifest.quantization.mode
+    if wanted not in ("", mode):
+        raise ModelError(
+            f"{folder}: its quantization is {mode}, quantization.mode asks for {wanted}; "
+            f"convert the model again with --quant {wanted}, or leave the setting away"
+        )
 
 
 def _is_prompt(prompts: Any) -> bool:

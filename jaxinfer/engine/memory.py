@@ -17,6 +17,7 @@ from jaxinfer.errors import ConfigError
 from jaxinfer.fields import parse_memory
 from jaxinfer.kvcache.pool import PACKED_BITS, make_pool, page_bytes
 from jaxinfer.models.config import ModelConfig
+from jaxinfer.models.decoder import abstract
 
 _SMALLEST_STEP = 16
 _CPU_POOL_SHARE = 0.2  # of the host's available memory; it is shared with everything else there
@@ -32,6 +33,7 @@ class MemoryPlan:
     token_buckets: sizes a mixed step is padded to (T).
     row_buckets: sizes a decode call is padded to (S).
     kv_dtype: type of the pool's keys and values; "int8" and "int4" are packed.
+    weight_bytes: of the model's arrays, packed ones as they are.
     bounds: type of the bounds of every page's keys; None where nothing chooses pages.
     quest: how pages are chosen; None where nothing does.
     """
@@ -46,6 +48,7 @@ class MemoryPlan:
     table_width: int
     token_buckets: tuple[int, ...]
     row_buckets: tuple[int, ...]
+    weight_bytes: int
     bounds: str | None
     quest: QuestPolicy | None = None
 
@@ -78,6 +81,7 @@ class MemoryPlan:
             table_width=width,
             token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs), 2),
             row_buckets=_buckets(1, engine.max_seqs, 4),  # decode runs long at each size, prefill does not
+            weight_bytes=weight_bytes(config, dtype),
             bounds=bounds,
             quest=quest,
         )
@@ -114,6 +118,11 @@ def _kv_dtype(config: ModelConfig, wanted: str, computed: str) -> str:
             'expected "auto", "bfloat16", "float32" or "int8"'
         )
     return computed if wanted == "auto" else wanted
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """What the model's arrays take: packed ones as they are, everything else in `dtype`."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract(config, dtype)))
 
 
 def _buckets(smallest: int, largest: int, parts: int) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ def load_model(
 
     Args:
       folder: what jaxinfer-convert wrote.
-      dtype: of the parameters in memory, and of the config returned; the stored one if None.
+      dtype: of the parameters in memory, and of the config returned; the stored one if None. Packed arrays keep theirs.
       layout: "stacked" runs of layers for scan, or "unstacked" single layers (see `decoder.unstack`).
       sharding: one jax.sharding.Sharding for all parameters, or a Decoder of them; the default device if None.
       experts: False leaves the experts of mixture-of-experts layers out (`decoder.without_experts`).
@@ -67,6 +67,8 @@ def load_model(
     _check_cover(Path(folder), places, slots)
     for piece, block in read_pieces(folder, manifest, places.__contains__):
         name, start = places[piece]
+        if not jnp.issubdtype(slots[name].dtype, jnp.floating) and slots[name].dtype != block.dtype:
+            raise ModelError(f"{folder}: {piece.key} holds {block.dtype}, should be {slots[name].dtype.name}")
         slots[name].put(start, block)
     return config, jax.tree.unflatten(treedef, [slot.array() for slot in slots.values()])
 
@@ -117,7 +119,9 @@ def _read_part(folder: Path, part: Part) -> list[np.ndarray]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: a part of the model cannot be read: {reason}") from error
     shapes = [block.shape for block in blocks]
-    if shapes != [piece.shape for piece in part.pieces] or checksum(blocks) != part.crc32:
+    types_match = all(p.dtype in (None, block.dtype.name) for p, block in zip(part.pieces, blocks))
+    whole = shapes == [piece.shape for piece in part.pieces] and checksum(blocks) == part.crc32
+    if not (types_match and whole):
         raise ModelError(f"{path}: a part of the model is corrupt; convert the model again")
     return blocks
 

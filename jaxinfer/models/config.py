@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxinfer.errors import ModelError
+from jaxinfer.quant.form import Quantization
 
 MOST_LAYERS = 10_000  # of any model; a larger number is a damaged file, and would be expanded to a list
 
@@ -132,6 +133,7 @@ class ModelConfig:
       qk_norm: RMS norm of queries and keys before rotation, per head or over all heads together.
       clip_qkv: queries, keys and values are clipped to +- this.
       eos_ids: tokens that end a sequence.
+      quantization: how the linear layers are stored and multiplied; None keeps them as plain arrays.
 
     Raises:
       ModelError: an impossible value, or values that do not fit together, by their names.
@@ -163,6 +165,7 @@ class ModelConfig:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantization: Quantization | None = None
 
     def __post_init__(self):
         _sizes(self, "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "mlp_width")

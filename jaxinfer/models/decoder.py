@@ -13,11 +13,13 @@ from flax import nnx
 from jaxinfer.models import rotary
 from jaxinfer.models.attention import qkv
 from jaxinfer.models.config import ModelConfig
-from jaxinfer.models.layers import Decoder, Layer, MoE
+from jaxinfer.models.layers import Decoder, Layer, Lead, MoE
 from jaxinfer.models.linear import embed, linear, project, unembed
 from jaxinfer.models.mlp import mlp
 from jaxinfer.models.moe import Experts, moe
 from jaxinfer.models.norms import norm
+from jaxinfer.quant.form import Quantization
+from jaxinfer.quant.qarray import QArray, random_qarray
 
 Cache = Any
 Attend = Callable[..., tuple[jax.Array, Cache]]
@@ -31,12 +33,19 @@ Queries come rotated but not scaled: scores are q.k / sqrt(Dh).
 class _Random:
     """Normal weights of standard deviation 0.02; every array draws from its own key."""
 
-    def __init__(self, key: jax.Array, dtype: jnp.dtype):
-        self.key, self.dtype, self.made = key, dtype, 0
+    def __init__(self, key: jax.Array, dtype: jnp.dtype, form: Quantization | None):
+        self.key, self.dtype, self.form, self.made = key, dtype, form, 0
 
     def weight(self, *shape: int) -> jax.Array:
         self.made += 1
         return 0.02 * jax.random.normal(jax.random.fold_in(self.key, self.made), shape, self.dtype)
+
+    def matrix(self, lead: Lead, inputs: Lead, outputs: Lead, *, sorts: bool = True) -> jax.Array | QArray:
+        if self.form is None:
+            return self.weight(*lead, *inputs, *outputs)
+        self.made += 1
+        key = jax.random.fold_in(self.key, self.made)
+        return random_qarray(key, lead, inputs, outputs, self.form, sorts)
 
     def ones(self, *shape: int) -> jax.Array:
         return jnp.ones(shape, self.dtype)
@@ -47,11 +56,12 @@ class _Random:
 
 def init(config: ModelConfig, key: jax.Array, dtype: Any = None) -> Decoder:
     """A model of random weights, in config.dtype unless `dtype` says otherwise."""
-    return Decoder(_Random(key, jnp.dtype(dtype or config.dtype)), config)
+    return Decoder(_Random(key, jnp.dtype(dtype or config.dtype), config.quantization), config)
 
 
 def abstract(config: ModelConfig, dtype: Any = None) -> Decoder:
-    """Shapes and types of all parameters (jax.ShapeDtypeStruct leaves): the one description of a model's arrays."""
+    """Shapes and types of all parameters (jax.ShapeDtypeStruct leaves): the one description of a model's arrays. `dtype` is that
+    of everything that is not packed."""
     return nnx.eval_shape(lambda: init(config, jax.random.key(0), dtype))
 
 
@@ -115,7 +125,9 @@ def forward(
         def step(carry, scanned):
             layer, index, window = scanned
             hidden, cache = carry
-            return _layer(hidden, cache, layer, config, angles, attend, index, window, valid, experts), None
+            return run_layer(
+                hidden, cache, layer, config, angles, attend, index, window, valid, experts
+            ), None
 
         if isinstance(run, nnx.List):
             for scanned in zip(run, indices, windows):
@@ -133,18 +145,19 @@ def logits(model: Decoder, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     return project(hidden, model.head, model.head_bias)
 
 
-def _layer(
+def run_layer(
     hidden: jax.Array,
     cache: Cache,
     layer: Layer,
     config: ModelConfig,
     angles: rotary.Angles,
     attend: Attend,
-    index: jax.Array,
+    index: jax.Array | int,
     window: jax.Array,
-    valid: jax.Array | None,
-    experts: Experts | None,
+    valid: jax.Array | None = None,
+    experts: Experts | None = None,
 ) -> tuple[jax.Array, Cache]:
+    """One layer over flat tokens. hidden [T, D]; index and window are `attend`'s; the rest as in `forward`."""
     q, k, v = qkv(norm(hidden, layer.attn_norm, config), layer.attention, config, angles)
     attended, cache = attend(cache, index, q, k, v, window)
     hidden = hidden + linear(attended.astype(hidden.dtype), layer.attention.out, layer.attention.out_bias)

@@ -1,11 +1,12 @@
-"""The parameters of a decoder layer and what surrounds the layers. Modules hold arrays and nothing else.
+"""The parameters of a decoder layer and what surrounds the layers. Modules hold arrays (plain, or packed as `QArray`)
+and nothing else.
 
 Every class takes `make` (how arrays come to be) and `lead` (leading axes: the layers of a stacked run).
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 from flax import nnx
@@ -13,12 +14,16 @@ from flax import nnx
 from jaxinfer.models.config import ModelConfig
 
 Lead = tuple[int, ...]
+Matrix = Any
+"""The weights of a linear layer: a jax.Array, or a `QArray` where the model is quantized."""
 
 
 class Make(Protocol):
-    """Makes parameters: random weights, or ones and zeros for norms and biases."""
+    """Makes parameters: random weights, or ones and zeros for norms and biases. `matrix` is the weight of a linear layer, packed
+    where the model is quantized; `sorts`: it may take its inputs in an order of its own."""
 
     def weight(self, *shape: int) -> jax.Array: ...
+    def matrix(self, lead: Lead, inputs: Lead, outputs: Lead, *, sorts: bool = True) -> Matrix: ...
     def ones(self, *shape: int) -> jax.Array: ...
     def zeros(self, *shape: int) -> jax.Array: ...
 
@@ -38,18 +43,18 @@ class Attention(nnx.Module):
     """qkv [D, Hkv, G+2, Dh] (each KV head holds its G query heads, then k, then v, so that a shard by KV head is whole),
     qkv_bias [Hkv, G+2, Dh], out [Hq, Dh, D], out_bias [D], q_norm [Dh] or [Hq, Dh], k_norm [Dh] or [Hkv, Dh]."""
 
-    qkv: jax.Array
+    qkv: Matrix
     qkv_bias: jax.Array | None
-    out: jax.Array
+    out: Matrix
     out_bias: jax.Array | None
     q_norm: jax.Array | None
     k_norm: jax.Array | None
 
     def __init__(self, make: Make, config: ModelConfig, lead: Lead):
         wide, slots, dim = config.hidden_size, config.group + 2, config.head_dim
-        self.qkv = nnx.data(make.weight(*lead, wide, config.kv_heads, slots, dim))
+        self.qkv = nnx.data(make.matrix(lead, (wide,), (config.kv_heads, slots, dim)))
         self.qkv_bias = nnx.data(make.zeros(*lead, config.kv_heads, slots, dim) if config.qkv_bias else None)
-        self.out = nnx.data(make.weight(*lead, config.heads, dim, wide))
+        self.out = nnx.data(make.matrix(lead, (config.heads, dim), (wide,)))
         self.out_bias = nnx.data(make.zeros(*lead, wide) if config.out_bias else None)
         full = config.qk_norm == "full"
         normed = config.qk_norm != "none"
@@ -64,16 +69,16 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """gate_up [D, 2, F], gate_up_bias [2, F], down [F, D], down_bias [D]."""
 
-    gate_up: jax.Array
+    gate_up: Matrix
     gate_up_bias: jax.Array | None
-    down: jax.Array
+    down: Matrix
     down_bias: jax.Array | None
 
     def __init__(self, make: Make, config: ModelConfig, lead: Lead):
         wide, width = config.hidden_size, config.mlp_width
-        self.gate_up = nnx.data(make.weight(*lead, wide, 2, width))
+        self.gate_up = nnx.data(make.matrix(lead, (wide,), (2, width)))
         self.gate_up_bias = nnx.data(make.zeros(*lead, 2, width) if config.mlp_bias else None)
-        self.down = nnx.data(make.weight(*lead, width, wide))
+        self.down = nnx.data(make.matrix(lead, (width,), (wide,), sorts=False))
         self.down_bias = nnx.data(make.zeros(*lead, wide) if config.mlp_bias else None)
 
 
@@ -81,15 +86,15 @@ class MoE(nnx.Module):
     """router [D, E], gate_up [E, D, 2, F], down [E, F, D]."""
 
     router: jax.Array
-    gate_up: jax.Array
-    down: jax.Array
+    gate_up: Matrix
+    down: Matrix
 
     def __init__(self, make: Make, config: ModelConfig, lead: Lead):
         assert config.moe is not None
         wide, experts, width = config.hidden_size, config.moe.experts, config.moe.width
         self.router = nnx.data(make.weight(*lead, wide, experts))
-        self.gate_up = nnx.data(make.weight(*lead, experts, wide, 2, width))
-        self.down = nnx.data(make.weight(*lead, experts, width, wide))
+        self.gate_up = nnx.data(make.matrix((*lead, experts), (wide,), (2, width)))
+        self.down = nnx.data(make.matrix((*lead, experts), (width,), (wide,), sorts=False))
 
 
 class Layer(nnx.Module):

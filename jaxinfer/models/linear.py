@@ -1,16 +1,40 @@
-"""The one place where activations meet weights."""
+"""The one place where activations meet weights, be they plain arrays or packed ones."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pallas_kernels.expert_mlp import expert_mlp
 from pallas_kernels.matmul import matmul
 
 
-def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+class Multiplies(Protocol):
+    """What stands for a matrix: a `QArray`, or what watches one while a model is calibrated."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """x [T, K] -> float32 [T, N]."""
+        ...
+
+    def expert_mlp(
+        self, x: jax.Array, down: Any, ids: jax.Array, shares: jax.Array, activation: str
+    ) -> jax.Array:
+        """The experts' MLPs, where this is their gate_up; see `run_experts`."""
+        ...
+
+
+Array = (jax.Array, np.ndarray)
+Weights = jax.Array | Multiplies
+
+
+def linear(x: jax.Array, w: Weights, bias: jax.Array | None = None) -> jax.Array:
     """`x @ w + bias`, summed in float32 and returned in x's type.
 
     Shapes: x [T, *C], w [*C, *O], bias [*O] -> [T, *O]. Every axis of x but the first is contracted.
@@ -18,12 +42,31 @@ def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Arr
     return project(x, w, bias).astype(x.dtype)
 
 
-def project(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def project(x: jax.Array, w: Weights, bias: jax.Array | None = None) -> jax.Array:
     """As `linear`, but keeps the float32 sum: for the router and the vocabulary."""
     contracted = x.ndim - 1
     outputs = w.shape[contracted:]
-    y = matmul(x.reshape(x.shape[0], -1), w.reshape(-1, math.prod(outputs))).reshape(x.shape[0], *outputs)
+    flat = x.reshape(x.shape[0], -1)
+    if isinstance(w, Array):
+        y = matmul(flat, w.reshape(-1, math.prod(outputs)))
+    else:
+        y = w.multiply(flat)
+    y = y.reshape(x.shape[0], *outputs)
     return y if bias is None else y + bias.astype(jnp.float32)
+
+
+def run_experts(
+    x: jax.Array, gate_up: Weights, down: Weights, ids: jax.Array, shares: jax.Array, activation: str
+) -> jax.Array:
+    """Sum of the chosen experts' gated MLPs.
+
+    Shapes: x [T, D], gate_up [E, D, 2, F], down [E, F, D], ids int32 [T, k] (negative: none), shares float32 [T, k] -> [T, D].
+    """
+    if not isinstance(gate_up, Array):
+        return gate_up.expert_mlp(x, down, ids, shares, activation)
+    assert isinstance(down, Array)
+    count, wide, _, width = gate_up.shape
+    return expert_mlp(x, gate_up.reshape(count, wide, 2 * width), down, ids, shares, activation=activation)
 
 
 def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,24 @@ import numpy as np
 
 from jaxinfer.errors import ModelError
 from jaxinfer.models.config import ModelConfig
-from jaxinfer.models.families import from_json, to_json
+from jaxinfer.models.serialized import form_from_json, form_to_json, from_json, to_json
+from jaxinfer.quant.form import Quantization
 
 MANIFEST = "jaxinfer.json"
 PARAMS = "params"
-FORMAT = 1
+FORMAT = 1  # of plain models
+QUANTIZED_FORMAT = 2  # every piece names its type
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A block of one parameter: which parameter of the per-layer tree, where the block begins, and its shape."""
+    """A block of one parameter: which parameter of the per-layer tree, where the block begins, its shape, and its type (None
+    in plain models: the model's own)."""
 
     leaf: str
     start: tuple[int, ...]
     shape: tuple[int, ...]
+    dtype: str | None = None
 
     @property
     def key(self) -> str:
@@ -69,11 +73,14 @@ class Manifest:
     config: ModelConfig
     sources: dict[str, str]
     parts: tuple[Part, ...]
-    quantization: None = None
 
     @property
     def dtype(self) -> str:
         return self.config.dtype
+
+    @property
+    def quantization(self) -> Quantization | None:
+        return self.config.quantization
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,14 +89,14 @@ class Manifest:
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.quantization is None else QUANTIZED_FORMAT,
             "config": to_json(self.config),
-            "quantization": self.quantization,
+            "quantization": form_to_json(self.quantization),
             "sources": self.sources,
         }
 
     def to_json(self) -> dict[str, Any]:
-        return self._identity() | {"parts": [asdict(part) for part in self.parts]}
+        return self._identity() | {"parts": [_part_to_json(part) for part in self.parts]}
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -104,20 +111,31 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise ModelError(_not_converted(folder))
     try:
         data = json.loads(path.read_bytes())
-        if data["format"] != FORMAT or data["quantization"] is not None:
+        known = QUANTIZED_FORMAT if data["quantization"] is not None else FORMAT
+        if data["format"] != known:
             raise ModelError(
                 f"{path}: format {data['format']}, quantization {data['quantization']}: this version of jaxinfer "
-                f"reads format {FORMAT} without quantization; convert the model again, or update jaxinfer"
+                f"reads format {FORMAT} without quantization and {QUANTIZED_FORMAT} with it; convert the model "
+                f"again, or update jaxinfer"
             )
+        config = replace(from_json(data["config"]), quantization=form_from_json(data["quantization"]))
         parts = tuple(_part(part) for part in data["parts"])
-        return Manifest(config=from_json(data["config"]), sources=dict(data["sources"]), parts=parts)
+        return Manifest(config=config, sources=dict(data["sources"]), parts=parts)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: is corrupt: {type(error).__name__}: {error}") from error
 
 
 def _part(data: dict[str, Any]) -> Part:
-    pieces = (Piece(p["leaf"], tuple(p["start"]), tuple(p["shape"])) for p in data["pieces"])
+    pieces = (Piece(p["leaf"], tuple(p["start"]), tuple(p["shape"]), p.get("dtype")) for p in data["pieces"])
     return Part(data["name"], data["nbytes"], data["crc32"], tuple(pieces))
+
+
+def _part_to_json(part: Part) -> dict[str, Any]:
+    values = asdict(part)
+    for piece in values["pieces"]:
+        if piece["dtype"] is None:
+            del piece["dtype"]
+    return values
 
 
 def _not_converted(folder: Path) -> str:

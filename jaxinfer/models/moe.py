@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from jaxinfer.models.config import ModelConfig, MoEConfig
 from jaxinfer.models.layers import MoE
-from jaxinfer.models.linear import project
-from pallas_kernels.expert_mlp import expert_mlp
+from jaxinfer.models.linear import project, run_experts
 
 Experts = Callable[[jax.Array | int, jax.Array, jax.Array, jax.Array], jax.Array]
 """experts(layer, x [T, D], ids int32 [T, K], shares float32 [T, K]) -> [T, D]: the sum of the chosen experts' MLPs, each times
@@ -36,9 +35,7 @@ def moe(
         ids = jnp.where(valid[:, None], ids, -1)
     if experts is not None:
         return experts(layer, x, ids, shares)
-    count, wide, _, width = weights.gate_up.shape
-    gate_up = weights.gate_up.reshape(count, wide, 2 * width)
-    return expert_mlp(x, gate_up, weights.down, ids, shares, activation=config.activation)
+    return run_experts(x, weights.gate_up, weights.down, ids, shares, config.activation)
 
 
 def route(scores: jax.Array, config: MoEConfig) -> tuple[jax.Array, jax.Array]:

@@ -8,13 +8,33 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from jaxinfer.errors import ModelError
+from jaxinfer.errors import ConfigError, ModelError
 from jaxinfer.models.config import ModelConfig
+from jaxinfer.quant.form import Quantization
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
-    """Plain dictionaries, lists, numbers and strings."""
-    return _plain(dataclasses.asdict(config))
+    """Plain dictionaries, lists, numbers and strings; the quantization, which is no part of the model itself, is left out."""
+    values = dataclasses.asdict(config)
+    del values["quantization"]
+    return _plain(values)
+
+
+def form_to_json(form: Quantization | None) -> dict[str, Any] | None:
+    """A quantization likewise."""
+    return None if form is None else dataclasses.asdict(form)
+
+
+def form_from_json(values: Mapping[str, Any] | None) -> Quantization | None:
+    """The reverse of `form_to_json`.
+
+    Raises:
+      ModelError: as `from_json`.
+    """
+    try:
+        return None if values is None else _read(Quantization, values, "jaxinfer.json: quantization")
+    except ConfigError as error:
+        raise ModelError(f"jaxinfer.json: {error}") from error
 
 
 def from_json(values: Mapping[str, Any]) -> ModelConfig:

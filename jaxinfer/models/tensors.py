@@ -59,7 +59,7 @@ def storage_shapes(config: ModelConfig) -> dict[str, Shape]:
     for run, (has_experts, count) in zip(model.runs, config.runs):
         for path, leaf in _leaves(run):
             for layer in range(first, first + count):
-                if has_experts and path in ("mlp.gate_up", "mlp.down"):
+                if has_experts and path.startswith(("mlp.gate_up", "mlp.down")):
                     for expert in range(leaf.shape[1]):
                         name = path.removeprefix("mlp.")
                         shapes[f"layers.{layer}.moe.experts.{expert}.{name}"] = tuple(leaf.shape[2:])

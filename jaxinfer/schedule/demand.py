@@ -71,25 +71,26 @@ class DemandModel:
         model, width = abstract(config, dtype), jnp.dtype(dtype).itemsize
         moe = config.moe
         self._experts, self._visits = (moe.experts, moe.experts_per_token) if moe else (0, 0)
-        expert = 0  # weights of one expert, over all layers
+        expert = 0  # bytes of one expert, over all layers
         touched = 0  # weights that a token is multiplied with
-        dense = _size(model.norm)
+        dense = _bytes(model.norm)
         for run in model.runs:
-            dense += _size(run)
+            dense += _bytes(run)
             touched += run.attention.qkv.size + run.attention.out.size
             mlp = run.mlp.gate_up.size + run.mlp.down.size
+            packed = _bytes((run.mlp.gate_up, run.mlp.down))
             if isinstance(run.mlp, MoE):
-                dense -= mlp
-                expert += mlp // self._experts
+                dense -= packed
+                expert += packed // self._experts
                 touched += run.mlp.router.size + self._visits * mlp // self._experts
             else:
                 touched += mlp
         self._token_flops = 2 * touched
-        self._dense_bytes = dense * width
-        self._expert_bytes = expert * width
+        self._dense_bytes = dense
+        self._expert_bytes = expert
         self._embedding_bytes = config.hidden_size * width
         self._logit_flops = 2 * config.hidden_size * config.vocab_size
-        self._head_bytes = (model.embed.size + _size(model.head_bias)) * width
+        self._head_bytes = _bytes((model.embed, model.head_bias))
         self._windows = tuple(Counter(config.windows).items())
         self._pair_flops = 4 * config.heads * config.head_dim
         self._key_bytes = 2 * config.kv_heads * config.head_dim * width
@@ -152,5 +153,5 @@ def _seen(start: int, count: int, window: int) -> int:
     return min(end, count + window - 1) if window else end
 
 
-def _size(module) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(module))
+def _bytes(module) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(module))

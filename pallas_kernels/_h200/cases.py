@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.int4_matmul import PackedMatrix
+from pallas_kernels.int4_matmul import mosaic_gpu as low_bits
+from pallas_kernels.int4_matmul.shapes import ON_GPU as LOW_BIT_SHAPES
 from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.page_attention import mosaic_gpu as attention
 from pallas_kernels.page_attention.shapes import SHAPES as ATTENTION_SHAPES
@@ -16,6 +19,7 @@ from pallas_kernels.page_scores import mosaic_gpu as scores
 from pallas_kernels.page_scores.shapes import SHAPES as SCORES_SHAPES
 from pallas_kernels.page_select import mosaic_gpu as select
 from pallas_kernels.page_select.shapes import SHAPES as SELECT_SHAPES
+from pallas_kernels.quantize import QuantizedRows
 
 LAYERS, POOL_PAGES = 2, 4096
 
@@ -95,6 +99,37 @@ def _bounds_of_all_layers(shape) -> Case:
     return Case(run, (pool, k, slots), in_place=True)
 
 
+def _low_bits(shape, two_level: bool) -> Case:
+    lead = (shape.experts,) if shape.experts else ()
+    low, n, m = shape.inputs - shape.outliers, shape.outputs, shape.rows
+    groups = low // shape.group
+    two = [((*lead, n, groups), "uint8"), ((*lead, n), "float32")]
+    scales: list[Array] = two if two_level else [((*lead, n // 2, groups), "float32")]
+    weights = (
+        ((*lead, n, low // 2), "uint8"),
+        *scales,
+        ((*lead, n, shape.outliers), "int8"),
+        ((*lead, n), "float32"),
+    )
+    rows = (
+        ((m, low), "int8"),
+        ((m, 1 if two_level else groups), "float32"),
+        ((m, shape.outliers), "int8"),
+        ((m, 1), "float32"),
+    )
+    sizes = (((shape.experts,), "int32"),) if shape.experts else ()
+
+    def run(*args):
+        x, rest = QuantizedRows(*args[:4]), args[4:]
+        low, scale, channel, high, high_scale = (
+            rest[:5] if two_level else (rest[0], rest[1], None, *rest[2:4])
+        )
+        matrix = PackedMatrix(low, scale, channel, high, high_scale)
+        return low_bits.int4_matmul(x, matrix, args[-1] if shape.experts else None)
+
+    return Case(run, (*rows, *weights, *sizes))
+
+
 CASES = {
     **{f"page_attention {name}": _attention(shape) for name, shape in ATTENTION_SHAPES.items()},
     **{
@@ -108,5 +143,7 @@ CASES = {
     **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_select {name}": _select(shape) for name, shape in SELECT_SHAPES.items()},
     **{f"page_bounds {name}": _bounds(shape) for name, shape in BOUNDS_SHAPES.items() if name != "tiny"},
+    **{f"int4_matmul w4a8 {name}": _low_bits(shape, True) for name, shape in LOW_BIT_SHAPES.items()},
+    **{f"int4_matmul w4a4 {name}": _low_bits(shape, False) for name, shape in LOW_BIT_SHAPES.items()},
     "page_bounds scan": _bounds_of_all_layers(BOUNDS_SHAPES["llama3_8b_decode"]),
 }

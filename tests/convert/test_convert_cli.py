@@ -38,19 +38,6 @@ def test_converts_and_warns_of_a_missing_tokenizer(tmp_path, source, capsys):
     assert read_manifest(tmp_path / "out").dtype == "bfloat16"
 
 
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        (["--quant", "atom-w4a4"], "--quant and --calibration are not available yet"),
-        (["--calibration", "text.txt"], "--quant and --calibration are not available yet"),
-    ],
-)
-def test_quantization_is_refused_for_now(tmp_path, source, capsys, extra, message):
-    assert main([str(source), str(tmp_path / "out"), *extra]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_errors_are_one_line_and_exit_2(tmp_path, source, capsys):
     (source / "model.safetensors").write_bytes(b"\0" * 4)
     assert main([str(source), str(tmp_path / "out")]) == 2

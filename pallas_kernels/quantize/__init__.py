@@ -1,0 +1,6 @@
+"""Activations to integers: per token, or per token and group of channels, outlier channels apart."""
+
+from pallas_kernels.quantize.api import quantize
+from pallas_kernels.quantize.rows import QuantizedRows
+
+__all__ = ["QuantizedRows", "quantize"]
