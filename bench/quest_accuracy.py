@@ -18,7 +18,7 @@ from jaxinfer.attention.quest import QuestPolicy, select
 from jaxinfer.config import load_config
 from jaxinfer.llm import EMBEDDED_MODEL, LLM
 from jaxinfer.models.checkpoint import load_model
-from pallas_kernels.page_bounds import page_bounds
+from pallas_kernels.page_bounds import make_bounds, page_bounds
 from pallas_kernels.page_scores import page_scores
 
 CASES = (("passkey", 4096), ("passkey", 8192), ("lines", 2048), ("lines", 4096))
@@ -129,7 +129,7 @@ class _Recall:
         """q [Hq, D], keys [T, Hkv, D], of which `length` are real."""
         tokens, heads, dim = keys.shape
         pages = tokens // PAGE
-        bounds = jnp.zeros((1, pages, heads, 2, dim))
+        bounds = make_bounds((1, pages, heads, dim), self.policy.bounds_type("float32"))
         slots = jnp.where(jnp.arange(tokens) < length, jnp.arange(tokens), -1)
         bounds = page_bounds(bounds, 0, keys, slots, page_size=PAGE)
         table, lengths = jnp.arange(pages, dtype=jnp.int32)[None], jnp.asarray([length], jnp.int32)

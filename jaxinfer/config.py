@@ -95,6 +95,8 @@ class SparsitySettings(Section):
       top_p: below 1, attend to fewer tokens where those hold this share of the estimated weight ("shared").
       spread: 1 ranks pages by their bounds; below, by an estimate that lies so far from the middle of the page's keys
         towards them ("shared").
+      bounds: type of the pages' bounds; "auto" is bfloat16 for "shared", "int8" takes half as many bytes. Both are
+        rounded outward, so they still bound.
       reuse_steps: a choice serves for so many tokens; only the last pages follow the text at once ("shared").
       prompt_tail: tokens at the end of a prompt that choose pages as generated ones do, each in a step of its own.
     """
@@ -108,6 +110,7 @@ class SparsitySettings(Section):
     dense_layers: int = setting(2, low=0, answers=True)
     top_p: float = setting(1.0, low=0, high=1, answers=True)
     spread: float = setting(1.0, low=0, high=1, answers=True)
+    bounds: str = setting("auto", choices=("auto", "bfloat16", "int8"), answers=True)
     reuse_steps: int = setting(1, low=1, answers=True)
     prompt_tail: int = setting(0, low=0, answers=True)
 

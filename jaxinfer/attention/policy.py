@@ -32,6 +32,7 @@ def quest_policy(settings: Settings, context_length: int) -> QuestPolicy | None:
         dense_layers=chosen.dense_layers,
         top_p=chosen.top_p,
         spread=chosen.spread,
+        bounds=chosen.bounds,
         reuse_steps=chosen.reuse_steps,
     )
     context = settings.engine.max_context or context_length

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.errors import ConfigError
+from pallas_kernels.page_bounds import Bounds
 from pallas_kernels.page_scores import page_scores
 from pallas_kernels.page_select import page_select
 
 MODES = ("shared", "kernel", "paper")
+BOUNDS = ("auto", "bfloat16", "int8")
 PAPER_FLOOR = 3  # pages that the accuracy code never goes below
 
 
@@ -35,9 +37,11 @@ class QuestPolicy:
       dense_layers: layers from the first that attend to everything; they tolerate little sparsity (figure 3).
       top_p: below 1, a row takes fewer pages than the budget where these hold this share of the estimated weight.
       spread: below 1, score pages by an estimate that lies so far from the middle of their keys towards the bound.
+      bounds: type of the pages' bounds. "auto" is bfloat16 for "shared", rounded outward, and the keys' own type for the
+        authors' modes; "int8" takes half as many bytes, and is rounded outward as well.
       reuse_steps: a choice serves so many steps, see `reuse`; the pages at the end follow the text at every step.
 
-    dense_below, top_p, spread and reuse_steps are for "shared" alone.
+    dense_below, top_p, spread, bounds and reuse_steps are for "shared" alone.
 
     Raises:
       ConfigError: naming the attribute, its value and what is accepted.
@@ -52,6 +56,7 @@ class QuestPolicy:
     dense_layers: int = 2
     top_p: float = 1.0
     spread: float = 1.0
+    bounds: str = "auto"
     reuse_steps: int = 1
 
     def __post_init__(self):
@@ -74,10 +79,12 @@ class QuestPolicy:
         require(self.dense_layers >= 0, "dense_layers", "0 or more")
         require(0 < self.top_p <= 1, "top_p", "a share in (0, 1]")
         require(0 <= self.spread <= 1, "spread", "a share in [0, 1]")
+        require(self.bounds in BOUNDS, "bounds", f"one of {', '.join(BOUNDS)}")
         require(self.reuse_steps >= 1, "reuse_steps", "1 or more")
-        for name, neutral in (("dense_below", 0), ("top_p", 1), ("spread", 1), ("reuse_steps", 1)):
-            faithful = self.mode == "shared" or getattr(self, name) == neutral
-            require(faithful, name, f"{neutral} in mode {self.mode!r}, which is the authors' own")
+        neutral = {"dense_below": 0, "top_p": 1, "spread": 1, "bounds": "auto", "reuse_steps": 1}
+        for name, value in neutral.items():
+            faithful = self.mode == "shared" or getattr(self, name) == value
+            require(faithful, name, f"{value!r} in mode {self.mode!r}, which is the authors' own")
 
     @property
     def forced(self) -> tuple[int, int]:
@@ -90,6 +97,12 @@ class QuestPolicy:
         if self.mode == "paper":
             return 0
         return max(self.token_budget, self.dense_below)
+
+    def bounds_type(self, keys: str) -> str:
+        """Type of the bounds of keys of a type."""
+        if self.bounds == "auto":
+            return "bfloat16" if self.mode == "shared" else keys
+        return self.bounds
 
     def choosers(self, q_heads: int, kv_heads: int) -> int:
         """Heads with a choice of their own."""
@@ -128,7 +141,7 @@ class Selection(NamedTuple):
 def choose(
     policy: QuestPolicy,
     q: jax.Array,
-    bounds: jax.Array,
+    bounds: Bounds,
     layer: jax.Array | int,
     page_table: jax.Array,
     kv_len: jax.Array,

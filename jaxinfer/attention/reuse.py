@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.attention.quest import QuestPolicy, Selection, choose, listed, pages_of
+from pallas_kernels.page_bounds import Bounds
 
 
 class Chosen(NamedTuple):
@@ -48,7 +49,7 @@ def choose_or_reuse(
     before: Chosen,
     anew: jax.Array,
     q: jax.Array,
-    bounds: jax.Array,
+    bounds: Bounds,
     layer: jax.Array | int,
     page_table: jax.Array,
     kv_len: jax.Array,

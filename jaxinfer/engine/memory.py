@@ -66,10 +66,8 @@ class MemoryPlan:
         width = -(-context // size)
         bounds = None
         if quest is not None:
-            # rounded outward they are still bounds, in half the bytes; the authors' modes compute with the keys' type,
-            # which for packed keys is what these stand for
-            authors = "float32" if kv_dtype in PACKED_BITS else kv_dtype
-            bounds = "bfloat16" if quest.mode == "shared" else authors
+            # packed keys are bounded as what they stand for
+            bounds = quest.bounds_type("float32" if kv_dtype in PACKED_BITS else kv_dtype)
         return cls(
             model=config,
             page_size=size,

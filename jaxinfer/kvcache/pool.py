@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxinfer.models.config import ModelConfig
 from pallas_kernels.packed_pages import PackedPages
+from pallas_kernels.page_bounds import Bounds, bounds_bytes, make_bounds
 
 PACKED_BITS = {"int8": 8, "int4": 4}
 WORD_BYTES = 4  # of a packed token's step and smallest value, see PackedPages
@@ -20,13 +21,12 @@ class KVPool(NamedTuple):
     A page of one head is one contiguous copy. Keys are stored after rotation. Page 0 is the padding page.
 
     Attributes:
-      bounds: [layers, pages, kv_heads, 2, head_dim], smallest and largest key of each page by channel; None where nothing
-        chooses pages by them.
+      bounds: smallest and largest key of each page by channel, see page_bounds; None where nothing chooses pages by them.
     """
 
     k_pages: jax.Array | PackedPages
     v_pages: jax.Array | PackedPages
-    bounds: jax.Array | None = None
+    bounds: Bounds | None = None
 
     @property
     def page_size(self) -> int:
@@ -42,8 +42,8 @@ def page_bytes(config: ModelConfig, page_size: int, dtype: str, bounds: str | No
         token = config.head_dim * PACKED_BITS[dtype] // 8 + WORD_BYTES
     else:
         token = config.head_dim * jnp.dtype(dtype).itemsize
-    limits = 0 if bounds is None else config.head_dim * jnp.dtype(bounds).itemsize
-    return 2 * config.layers * config.kv_heads * (page_size * token + limits)
+    limits = 0 if bounds is None else bounds_bytes(config.head_dim, bounds)
+    return config.layers * config.kv_heads * (2 * page_size * token + limits)
 
 
 def make_pool(
@@ -58,5 +58,5 @@ def make_pool(
         codes = (*shape[:4], config.head_dim * PACKED_BITS[dtype] // 8)
         return PackedPages(jnp.zeros(codes, jnp.uint8), jnp.zeros(shape[:4], jnp.int32))
 
-    limits = None if bounds is None else jnp.zeros((*shape[:3], 2, config.head_dim), bounds)
+    limits = None if bounds is None else make_bounds((*shape[:3], config.head_dim), bounds)
     return KVPool(make(), make(), limits)

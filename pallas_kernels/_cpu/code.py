@@ -50,6 +50,12 @@ def load(builder, i8_pointer, lanes: int, bf16: bool = False):
     return builder.bitcast(shifted, vector_type(lanes))
 
 
+def load_int8(builder, i8_pointer, lanes: int):
+    """`lanes` int8 as float32."""
+    narrow = builder.load(builder.bitcast(i8_pointer, vector_type(lanes, I8).as_pointer()), align=1)
+    return builder.sitofp(builder.sext(narrow, vector_type(lanes, I32)), vector_type(lanes))
+
+
 def store(builder, value, i8_pointer) -> None:
     builder.store(value, builder.bitcast(i8_pointer, value.type.as_pointer()), align=4)
 

@@ -74,6 +74,24 @@ def store_f32(typingctx, address, value):
     return types.void(types.int64, types.float32), codegen
 
 
+@intrinsic
+def float_bits(typingctx, value):
+    """The 32 bits of a float32, as int64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.sext(builder.bitcast(args[0], I32), I64)
+
+    return types.int64(types.float32), codegen
+
+
+@intrinsic
+def float_of_bits(typingctx, bits):
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(builder.trunc(args[0], I32), F32)
+
+    return types.float32(types.int64), codegen
+
+
 def _libc(name, result, *parameters):
     """An intrinsic that calls a function of the C library; all values are int64 (void: None)."""
 

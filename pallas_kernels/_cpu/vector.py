@@ -8,6 +8,7 @@ from pallas_kernels._cpu.code import (
     LANES,
     constant,
     load,
+    load_int8,
     maximum,
     multiply_add,
     prefetch,
@@ -52,11 +53,13 @@ def vstore(typingctx, address, value):
 
 @intrinsic
 def vload_as(typingctx, tag, address):
-    """Elements of the type that tag stands for (`tiles.FLOAT32`, `tiles.BFLOAT16`), widened to float32."""
-    bf16 = tag == types.uint16
+    """Elements of the type that tag stands for (`tiles.FLOAT32`, `BFLOAT16`, `INT8`), widened to float32."""
 
     def codegen(context, builder, signature, args):
-        return load(builder, pointer(builder, args[1], I8), LANES, bf16)
+        at = pointer(builder, args[1], I8)
+        if tag == types.int8:
+            return load_int8(builder, at, LANES)
+        return load(builder, at, LANES, bf16=tag == types.uint16)
 
     return float32v(tag, types.int64), codegen
 
@@ -64,16 +67,16 @@ def vload_as(typingctx, tag, address):
 @intrinsic
 def vstore_as(typingctx, tag, address, value):
     """Stores values that the type of tag holds exactly; the low half of a bfloat16 is dropped."""
-    bf16 = tag == types.uint16
 
     def codegen(context, builder, signature, args):
-        value = args[2]
-        if bf16:
-            wide = vector_type(LANES, I32)
+        value, wide, align = args[2], vector_type(LANES, I32), 4
+        if tag == types.uint16:
             bits = builder.lshr(builder.bitcast(value, wide), ir.Constant(wide, [16] * LANES))
-            value = builder.trunc(bits, vector_type(LANES, I16))
+            value, align = builder.trunc(bits, vector_type(LANES, I16)), 2
+        elif tag == types.int8:
+            value, align = builder.trunc(builder.fptosi(value, wide), vector_type(LANES, I8)), 1
         to = builder.bitcast(pointer(builder, args[1], I8), value.type.as_pointer())
-        builder.store(value, to, align=2 if bf16 else 4)
+        builder.store(value, to, align=align)
         return context.get_dummy_value()
 
     return types.void(tag, types.int64, float32v), codegen
@@ -120,6 +123,17 @@ def vmin(typingctx, a, b):
         return builder.select(builder.fcmp_ordered("<", *args), *args)
 
     return float32v(float32v, float32v), codegen
+
+
+@intrinsic
+def vfloor(typingctx, x):
+    """The largest whole number no larger, of numbers within an int32."""
+
+    def codegen(context, builder, signature, args):
+        cut = builder.sitofp(builder.fptosi(args[0], vector_type(LANES, I32)), vector_type(LANES))
+        return builder.select(builder.fcmp_ordered(">", cut, args[0]), builder.fsub(cut, constant(1.0)), cut)
+
+    return float32v(float32v), codegen
 
 
 @intrinsic

@@ -13,6 +13,7 @@ from pallas_kernels.int4_matmul.shapes import ON_GPU as LOW_BIT_SHAPES
 from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.page_attention import mosaic_gpu as attention
 from pallas_kernels.page_attention.shapes import SHAPES as ATTENTION_SHAPES
+from pallas_kernels.page_bounds import ScaledBounds
 from pallas_kernels.page_bounds import mosaic_gpu as bounds
 from pallas_kernels.page_bounds.shapes import SHAPES as BOUNDS_SHAPES
 from pallas_kernels.page_scores import mosaic_gpu as scores
@@ -31,12 +32,12 @@ class Case:
     """One program: a function and the shapes and dtypes of its arguments.
 
     Attributes:
-      in_place: the first argument is donated and must not be copied.
+      in_place: so many leading arguments are donated and must not be copied.
     """
 
     run: Callable
     arguments: tuple[Array, ...]
-    in_place: bool = False
+    in_place: int = 0
 
 
 def _attention(shape) -> Case:
@@ -69,6 +70,17 @@ def _scores(shape) -> Case:
     return Case(run, (q, pool, ((), "int32"), ((rows, width), "int32"), ((rows,), "int32")))
 
 
+def _scaled_scores(shape) -> Case:
+    q, pool, *where = _scores(shape).arguments
+    values, scales = (pool[0], "int8"), (pool[0][:3], "float32")
+
+    def run(q, values, scales, *where):
+        bounds = ScaledBounds(values, scales)
+        return scores.page_scores(q, bounds, *where, page_size=shape.page_size, spread=1.0)
+
+    return Case(run, (q, values, scales, *where))
+
+
 def _select(shape) -> Case:
     rows = len(shape.pages)
     given = ((rows, shape.heads, shape.group, max(shape.pages)), "float32")
@@ -82,7 +94,16 @@ def _bounds(shape) -> Case:
     pool = ((LAYERS, POOL_PAGES, shape.kv_heads, 2, shape.head_dim), "bfloat16")
     k = ((tokens, shape.kv_heads, shape.head_dim), "bfloat16")
     run = functools.partial(bounds.page_bounds, page_size=shape.page_size)
-    return Case(run, (pool, ((), "int32"), k, ((tokens,), "int32")), in_place=True)
+    return Case(run, (pool, ((), "int32"), k, ((tokens,), "int32")), in_place=1)
+
+
+def _scaled_bounds(shape) -> Case:
+    pool, *rest = _bounds(shape).arguments
+
+    def run(values, scales, *rest):
+        return bounds.page_bounds(ScaledBounds(values, scales), *rest, page_size=shape.page_size)
+
+    return Case(run, ((pool[0], "int8"), (pool[0][:3], "float32"), *rest), in_place=2)
 
 
 def _bounds_of_all_layers(shape) -> Case:
@@ -96,7 +117,7 @@ def _bounds_of_all_layers(shape) -> Case:
         return jax.lax.scan(layer, pool, jnp.arange(LAYERS))[0]
 
     pool, _, k, slots = one.arguments
-    return Case(run, (pool, k, slots), in_place=True)
+    return Case(run, (pool, k, slots), in_place=1)
 
 
 def _low_bits(shape, two_level: bool) -> Case:
@@ -141,8 +162,14 @@ CASES = {
         for name in names
     },
     **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
+    **{f"page_scores {name} int8": _scaled_scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_select {name}": _select(shape) for name, shape in SELECT_SHAPES.items()},
     **{f"page_bounds {name}": _bounds(shape) for name, shape in BOUNDS_SHAPES.items() if name != "tiny"},
+    **{
+        f"page_bounds {name} int8": _scaled_bounds(shape)
+        for name, shape in BOUNDS_SHAPES.items()
+        if name != "tiny"
+    },
     **{f"int4_matmul w4a8 {name}": _low_bits(shape, True) for name, shape in LOW_BIT_SHAPES.items()},
     **{f"int4_matmul w4a4 {name}": _low_bits(shape, False) for name, shape in LOW_BIT_SHAPES.items()},
     "page_bounds scan": _bounds_of_all_layers(BOUNDS_SHAPES["llama3_8b_decode"]),

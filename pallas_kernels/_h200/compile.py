@@ -22,12 +22,12 @@ def compile_case(case: Case) -> int:
     arguments = [
         jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=sharding) for shape, dtype in case.arguments
     ]
-    program = jax.jit(case.run, out_shardings=sharding, donate_argnums=(0,) if case.in_place else ())
+    program = jax.jit(case.run, out_shardings=sharding, donate_argnums=tuple(range(case.in_place)))
     # The abstract mesh tells kernels which device they are traced for.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         compiled = program.trace(*arguments).lower().compile()
     memory = compiled.memory_analysis()
-    size = np.prod(arguments[0].shape) * arguments[0].dtype.itemsize
+    size = sum(np.prod(a.shape) * a.dtype.itemsize for a in arguments[: case.in_place])
     if case.in_place and (memory.alias_size_in_bytes < size or memory.temp_size_in_bytes > size / 2):
         raise SystemExit(f"not in place: {memory.temp_size_in_bytes} temporary bytes beside {size}")
     return memory.temp_size_in_bytes

@@ -3,12 +3,13 @@
 import jax
 
 from pallas_kernels._dispatch import dispatch
+from pallas_kernels.page_bounds import Bounds
 from pallas_kernels.page_scores import xla
 
 
 def page_scores(
     q: jax.Array,
-    bounds: jax.Array,
+    bounds: Bounds,
     layer: jax.Array | int,
     page_table: jax.Array,
     kv_len: jax.Array,

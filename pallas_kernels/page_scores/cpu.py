@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._cpu.register import register
+from pallas_kernels.page_bounds import Bounds, ScaledBounds
 from pallas_kernels.page_scores.xla import factors
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8")
 WIDEST_VECTOR = 16
 
 
 def page_scores(
     q: jax.Array,
-    bounds: jax.Array,
+    bounds: Bounds,
     layer: jax.Array | int,
     page_table: jax.Array,
     kv_len: jax.Array,
@@ -33,4 +34,7 @@ def page_scores(
     result = jax.ShapeDtypeStruct((rows, q_heads, page_table.shape[1]), jnp.float32)
     pages = -(-kv_len.astype(jnp.int32) // page_size)
     call = jax.ffi.ffi_call(name, result, vmap_method="sequential")
-    return call(signed, bounds, jnp.asarray(layer, jnp.int32), page_table.astype(jnp.int32), pages)
+    of_rows = (jnp.asarray(layer, jnp.int32), page_table.astype(jnp.int32), pages)
+    if isinstance(bounds, ScaledBounds):
+        return call(signed, bounds.values, *of_rows, bounds.scales)
+    return call(signed, bounds, *of_rows)

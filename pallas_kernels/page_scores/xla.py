@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.page_bounds import Bounds, ScaledBounds
+
 
 def page_scores(
     q: jax.Array,
-    bounds: jax.Array,
+    bounds: Bounds,
     layer: jax.Array | int,
     page_table: jax.Array,
     kv_len: jax.Array,
@@ -21,7 +23,10 @@ def page_scores(
     kv_heads = bounds.shape[2]
     q = q.astype(jnp.float32).reshape(rows, kv_heads, q_heads // kv_heads, head_dim)
     signed = jnp.stack(factors(q, spread), axis=3)
-    mine = bounds[layer, page_table].astype(jnp.float32)  # [S, P, Hkv, 2, D]
+    if isinstance(bounds, ScaledBounds):
+        mine = ScaledBounds(*(a[layer, page_table] for a in bounds)).widened()
+    else:
+        mine = bounds[layer, page_table].astype(jnp.float32)  # [S, P, Hkv, 2, D]
     scores = jnp.einsum("shgbd,sphbd->shgp", signed, mine, precision=lax.Precision.HIGHEST)
     return scores.reshape(rows, q_heads, -1)
 

@@ -234,6 +234,8 @@ def test_a_choice_that_serves_again_follows_the_end_of_the_text():
         ({"mode": "paper", "reuse_steps": 2}, "reuse_steps = 2: expected 1 in mode 'paper'"),
         ({"reuse_steps": 0}, "reuse_steps = 0"),
         ({"spread": 1.5}, r"spread = 1.5.*\[0, 1\]"),
+        ({"bounds": "int2"}, "bounds = 'int2'.*auto, bfloat16, int8"),
+        ({"mode": "paper", "bounds": "int8"}, "bounds = 'int8': expected 'auto' in mode 'paper'"),
         ({"mode": "kernel", "spread": 0.5}, "spread = 0.5: expected 1 in mode 'kernel'"),
     ],
 )

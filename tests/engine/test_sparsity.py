@@ -26,14 +26,25 @@ def rounded_down(x):
     return np.where(near.astype(np.float64) <= x, near, below).astype(np.float64)
 
 
-def chosen_pages(q, keys, group):
+def in_eight_bits(low, high):
+    """Bounds [pages, D] rounded outward to whole multiples, at most 127, of a power of two for each page."""
+    largest = np.maximum(np.abs(low), np.abs(high)).max(axis=1, keepdims=True)
+    scale = 2.0 ** np.ceil(np.log2(largest / 127))
+    return np.floor(low / scale) * scale, np.ceil(high / scale) * scale
+
+
+def in_bfloat16(low, high):
+    return rounded_down(low), -rounded_down(-high)
+
+
+def chosen_pages(q, keys, group, rounded=in_bfloat16):
     """Pages of one row and KV head under mode "shared": q [G, D], keys [tokens, D] -> sorted positions."""
     pages = -(-len(keys) // PAGE)
     if len(keys) <= BUDGET:
         return list(range(pages))
     split = [keys[i * PAGE : (i + 1) * PAGE] for i in range(pages)]
     low, high = np.stack([p.min(0) for p in split]), np.stack([p.max(0) for p in split])
-    low, high = rounded_down(low), -rounded_down(-high)
+    low, high = rounded(low, high)
     scores = np.maximum(q[:, None] * low, q[:, None] * high).sum(-1) / math.sqrt(q.shape[-1])
     shifted = scores - scores.max(1, keepdims=True)
     rank = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True))).max(0)
@@ -49,7 +60,7 @@ def reused(pages, at, now):
     return [*pages[:-2], now // PAGE - 1, now // PAGE]
 
 
-def attend_sparsely(dense_tokens, dense_layers, reuse_steps=1):
+def attend_sparsely(dense_tokens, dense_layers, reuse_steps, rounded):
     """`attend` over a whole sequence: tokens from dense_tokens on see only the pages that they choose, or that the
     last of them to choose did."""
 
@@ -62,7 +73,7 @@ def attend_sparsely(dense_tokens, dense_layers, reuse_steps=1):
                 seen = np.arange(t + 1)
                 if t >= dense_tokens and layer >= dense_layers:
                     at = t - (t - dense_tokens) % reuse_steps
-                    pages = reused(chosen_pages(q[at, of_head], k[: at + 1, head], group), at, t)
+                    pages = reused(chosen_pages(q[at, of_head], k[: at + 1, head], group, rounded), at, t)
                     seen = np.asarray([i for i in seen if i // PAGE in pages])
                 scores = q[t, of_head] @ k[seen, head].T / math.sqrt(q.shape[-1])
                 shares = np.exp(scores - scores.max(1, keepdims=True))
@@ -72,10 +83,10 @@ def attend_sparsely(dense_tokens, dense_layers, reuse_steps=1):
     return attend
 
 
-def sparse_logits(config, tokens, dense_tokens, reuse_steps=1):
+def sparse_logits(config, tokens, dense_tokens, reuse_steps=1, rounded=in_bfloat16):
     """float32 [T, V]."""
     model, at = unstack(weights(config), config), jnp.arange(len(tokens))
-    attend = attend_sparsely(dense_tokens, 1, reuse_steps)
+    attend = attend_sparsely(dense_tokens, 1, reuse_steps, rounded)
     hidden, _ = forward(model, config, jnp.asarray(tokens, jnp.int32), at, at + 1, attend, None)
     return np.asarray(logits(model, config, hidden))
 
@@ -115,11 +126,14 @@ def test_a_budget_that_holds_everything_is_dense_attention(budget, caplog):
     assert ("attention is dense" in caplog.text) == (budget >= 256)
 
 
-@pytest.mark.parametrize(("tail", "reuse_steps"), [(0, 1), (5, 1), (0, 3), (1000, 7)])
-def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail, reuse_steps):
+@pytest.mark.parametrize(
+    ("tail", "reuse_steps", "bounds"), [(0, 1, "auto"), (5, 1, "int8"), (0, 3, "int8"), (1000, 7, "auto")]
+)
+def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail, reuse_steps, bounds):
     shared = prompts(1, seed=4, low=60, high=61)[0]
     work = [np.concatenate([shared, p[:20]]) for p in prompts(5, seed=5)] + prompts(3, seed=6)
     settings = (*SPARSE, f"sparsity.prompt_tail={tail}", f"sparsity.reuse_steps={reuse_steps}")
+    settings = (*settings, f"sparsity.bounds={bounds}")
     alone = {}
     for i, p in enumerate(work):
         engine = make_engine(DEEP, settings)
@@ -140,14 +154,17 @@ def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail, reuse_st
             assert engine.metrics.cached_tokens > 0
 
 
-@pytest.mark.parametrize("reuse_steps", [1, 4])
-def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so(reuse_steps):
+@pytest.mark.parametrize(
+    ("reuse_steps", "bounds", "rounded"),
+    [(1, "auto", in_bfloat16), (4, "bfloat16", in_bfloat16), (1, "int8", in_eight_bits)],
+)
+def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so(reuse_steps, bounds, rounded):
     prompt = prompts(1, seed=8, low=80, high=81)[0]
     tail, reuse = "sparsity.prompt_tail=30", f"sparsity.reuse_steps={reuse_steps}"
-    engine = make_engine(DEEP, (*SPARSE, tail, reuse))
+    engine = make_engine(DEEP, (*SPARSE, tail, reuse, f"sparsity.bounds={bounds}"))
     scored = Request(id="s", prompt_ids=prompt.astype(np.int32), score=True)
     out = answers(engine, [scored, request("b", prompt[:70])])["s"].prompt_logprobs
-    expected = sparse_logits(DEEP, prompt, 50, reuse_steps)
+    expected = sparse_logits(DEEP, prompt, 50, reuse_steps, rounded)
     expected = expected - np.log(np.exp(expected).sum(1, keepdims=True))
     np.testing.assert_allclose(out, expected[np.arange(len(prompt) - 1), prompt[1:]], atol=2e-4)
 
@@ -180,6 +197,7 @@ def test_the_authors_modes_run(mode):
         ("sparsity.token_budget=1001", "multiple of the page size 8"),
         ("sparsity.token_budget=16", "at least 32"),
         ("sparsity.first_pages=9", "at least 96"),
+        ("sparsity.bounds=int3", "bounds = 'int3' is not accepted"),
         ("sparsity.reuse_steps=0", "reuse_steps = 0 is not accepted"),
     ],
 )

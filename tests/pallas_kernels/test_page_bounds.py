@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.page_bounds import page_bounds
+from pallas_kernels.page_bounds import ScaledBounds, make_bounds, page_bounds
 from pallas_kernels.page_bounds.shapes import SHAPES
 
 IMPLEMENTATIONS = ["xla", "cpu"]
@@ -118,13 +118,78 @@ def test_any_chunking_gives_the_bounds_of_the_keys_so_far(cuts, seed):
                 np.testing.assert_array_equal(bounds[0, table[page], :, 1], held.max(axis=0))
 
 
+def eight_bits(keys):
+    """Of a page's keys [tokens, Hkv, D]: bounds [Hkv, 2, D] in whole multiples of the smallest power of two that allows them,
+    and it [Hkv]."""
+    scale = 2.0 ** np.ceil(np.log2(np.abs(keys).max(axis=(0, 2)) / 127))
+    low, high = keys.min(axis=0) / scale[:, None], keys.max(axis=0) / scale[:, None]
+    return np.stack([np.floor(low), np.ceil(high)], axis=1), scale
+
+
+def stale_scaled_bounds(rng, layers, pages, heads, dim):
+    values = rng.integers(-127, 128, (layers, pages, heads, 2, dim))
+    scales = 2.0 ** rng.integers(-9, 9, (layers, pages, heads))
+    return ScaledBounds(jnp.asarray(values, jnp.int8), jnp.asarray(scales, jnp.float32))
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(1, 70), max_size=5, unique=True), seed=st.integers(0, 99))
+def test_bounds_in_eight_bits_are_those_of_all_keys_at_once_however_they_came(cuts, seed):
+    """Keys of very different sizes, so that a page's scale grows while it fills."""
+    rng = np.random.default_rng(seed)
+    table = rng.permutation(8)[:5]
+    k = rng.standard_normal((70, 2, 16)) * np.exp(3 * rng.standard_normal((70, 2, 1)))
+    k = k.astype(np.float32)
+    edges, position = [0, *sorted(cuts), 70], np.arange(70)
+    states = dict.fromkeys(IMPLEMENTATIONS, stale_scaled_bounds(rng, 2, 8, 2, 16))
+    untouched = np.setdiff1d(np.arange(8), table)
+    before = states["xla"]
+    for begin, end in itertools.pairwise(edges):
+        slots = table[position // 16] * 16 + position % 16
+        slots = np.where((position >= begin) & (position < end), slots, -1).astype(np.int32)
+        for implementation in IMPLEMENTATIONS:
+            bounds = page_bounds(
+                states[implementation], 1, jnp.asarray(k), slots, page_size=16, implementation=implementation
+            )
+            states[implementation] = bounds
+            for page in range(-(-end // 16)):
+                values, scales = eight_bits(k[16 * page : min(16 * page + 16, end)])
+                np.testing.assert_array_equal(bounds.values[1, table[page]], values)
+                np.testing.assert_array_equal(bounds.scales[1, table[page]], scales)
+            for new, old in zip(bounds, before):
+                np.testing.assert_array_equal(new[0], old[0])
+                np.testing.assert_array_equal(new[1, untouched], old[1, untouched])
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_scan_over_layers_writes_the_donated_bounds_in_place(implementation):
+def test_eight_bits_reach_their_ends_exactly(implementation):
+    edge = np.float32(127 * 2.0**-3)
+    above = np.nextafter(edge, np.float32(np.inf))
+    k = np.stack([np.full((2, 16), x, np.float32) for x in (edge, above, -above, 0, 1e-38)])[:, None]
+    k = jnp.asarray(k.reshape(5, 2, 16))
+    slots = jnp.arange(0, 80, 16, dtype=jnp.int32)
+    bounds = page_bounds(
+        make_bounds((1, 5, 2, 16), "int8"), 0, k, slots, page_size=16, implementation=implementation
+    )
+    np.testing.assert_array_equal(bounds.scales[0, :, 0], [2.0**-3, 2.0**-2, 2.0**-2, 2.0**-100, 2.0**-100])
+    np.testing.assert_array_equal(bounds.values[0, :4, 0, 0, 0], [127, 63, -64, 0])
+    np.testing.assert_array_equal(bounds.values[0, :4, 0, 1, 0], [127, 64, -63, 0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_scan_over_layers_writes_the_donated_bounds_in_place(implementation, dtype):
     shape = SHAPES["pocket_decode"]
     bounds, k, slots = make(shape)
-    want = np.array(bounds)
+    if dtype == "int8":
+        bounds = stale_scaled_bounds(
+            np.random.default_rng(0), shape.layers, shape.pages, shape.kv_heads, shape.head_dim
+        )
+    want = bounds
     for layer in range(shape.layers):
-        want = oracle(want, layer, k * (layer + 1), slots, 16)
+        want = page_bounds(
+            want, layer, k * (layer + 1), jnp.asarray(slots), page_size=16, implementation="xla"
+        )
 
     def step(bounds, k, slots):
         def one(bounds, layer):
@@ -135,5 +200,8 @@ def test_scan_over_layers_writes_the_donated_bounds_in_place(implementation):
 
     compiled = jax.jit(step, donate_argnums=0).lower(bounds, k, slots).compile()
     # A copy of the bounds anywhere would show up as scratch memory of that size.
-    assert compiled.memory_analysis().temp_size_in_bytes < bounds.nbytes / 2
-    np.testing.assert_array_equal(compiled(bounds + 0, k, jnp.asarray(slots)), want)
+    whole = sum(a.nbytes for a in jax.tree.leaves(bounds))
+    assert compiled.memory_analysis().temp_size_in_bytes < whole / 2
+    got = compiled(jax.tree.map(jnp.copy, bounds), k, jnp.asarray(slots))
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        np.testing.assert_array_equal(mine, theirs)

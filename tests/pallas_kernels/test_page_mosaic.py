@@ -53,12 +53,35 @@ def test_page_bounds(name):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("name", bounds_shapes.SIMULATED)
+def test_page_bounds_in_eight_bits(name):
+    shape = bounds_shapes.SIMULATED[name]
+    _, k, slots = bounds_tests.make(shape, jnp.bfloat16)
+    k = k * jnp.arange(1, len(slots) + 1, dtype=k.dtype)[:, None, None]  # scales grow while a page fills
+    sizes = (shape.layers, shape.pages, shape.kv_heads, shape.head_dim)
+    bounds = bounds_tests.stale_scaled_bounds(np.random.default_rng(0), *sizes)
+    for got, want in zip(*both(page_bounds, bounds, 1, k, jnp.asarray(slots), page_size=shape.page_size)):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("in_eight_bits", [False, True])
 @pytest.mark.parametrize("name", scores_shapes.SIMULATED)
-def test_page_scores(name):
+def test_page_scores(name, in_eight_bits):
     shape = scores_shapes.SIMULATED[name]
-    scores = both(page_scores, *scores_tests.make(shape, jnp.bfloat16), page_size=shape.page_size)
+    q, bounds, *where = scores_tests.make(shape, jnp.bfloat16)
+    bounds = scores_tests.in_eight_bits(bounds) if in_eight_bits else bounds
+    scores = both(page_scores, q, bounds, *where, page_size=shape.page_size)
     for mine, want in zip(*(scores_tests.own_scores(s, shape) for s in scores)):
         np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-4)
+
+
+def test_page_scores_below_the_bound():
+    shape = scores_shapes.SIMULATED["llama3_8b_two_heads"]
+    args = scores_tests.make(shape, jnp.bfloat16)
+    scores = both(page_scores, *args, page_size=shape.page_size, spread=0.5)
+    # The kernel's factors have the digits of a bfloat16.
+    for mine, want in zip(*(scores_tests.own_scores(s, shape) for s in scores)):
+        np.testing.assert_allclose(mine, want, atol=2**-8 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("name", select_shapes.SIMULATED)

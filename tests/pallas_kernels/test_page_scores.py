@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.page_bounds import page_bounds
+from pallas_kernels.page_bounds import ScaledBounds, make_bounds, page_bounds
 from pallas_kernels.page_scores import page_scores
 from pallas_kernels.page_scores.shapes import SHAPES, PagesShape
 
@@ -25,6 +25,13 @@ def make(shape, dtype=jnp.float32, seed=0, extra_columns=3):
     q = rng.standard_normal((len(own), shape.q_heads, shape.head_dim))
     arrays = jnp.asarray(q, dtype), jnp.asarray(bounds, dtype), jnp.int32(1)
     return *arrays, jnp.asarray(table), jnp.asarray(shape.kv_len, jnp.int32)
+
+
+def in_eight_bits(bounds, seed=0):
+    """Some scaled bounds of the same shape."""
+    rng = np.random.default_rng(seed)
+    values = jnp.clip(jnp.asarray(bounds, jnp.float32) * 32, -127, 127).astype(jnp.int8)
+    return ScaledBounds(values, jnp.asarray(2.0 ** rng.integers(-7, -3, bounds.shape[:3]), jnp.float32))
 
 
 def own_scores(scores, shape):
@@ -54,6 +61,18 @@ def test_matches_numpy(name, dtype, implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", ["pocket_8k", "pocket_edges", "llama3_8b_page_32", "llama2_7b_4k"])
+def test_bounds_in_eight_bits_score_as_what_they_stand_for(name, implementation):
+    shape = SHAPES[name]
+    q, bounds, *where = make(shape)
+    scaled = in_eight_bits(bounds)
+    got = page_scores(q, scaled, *where, page_size=shape.page_size, implementation=implementation)
+    want = oracle(q, scaled.widened(), *where)
+    for mine, theirs in zip(own_scores(got, shape), own_scores(want, shape)):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("spread", [0.0, 0.25])
 def test_an_estimate_below_the_bound(spread, implementation):
     shape = PagesShape(6, 2, 64, 16, (300, 100))
@@ -72,10 +91,11 @@ def test_an_estimate_below_the_bound(spread, implementation):
     length=st.integers(1, 96),
     shape=st.sampled_from([(4, 1, 16, 16), (6, 2, 64, 16), (2, 2, 32, 8), (4, 2, 16, 32)]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
+    bounds_dtype=st.sampled_from(["float32", "bfloat16", "int8"]),
     shift=st.sampled_from([-3.0, 0.0, 3.0]),
     seed=st.integers(0, 999),
 )
-def test_no_key_of_a_page_scores_more(length, shape, dtype, shift, seed):
+def test_no_key_of_a_page_scores_more(length, shape, dtype, bounds_dtype, shift, seed):
     q_heads, kv_heads, head_dim, page_size = shape
     rng = np.random.default_rng(seed)
     k = jnp.asarray(rng.standard_normal((96, kv_heads, head_dim)) + shift, dtype)
@@ -84,7 +104,7 @@ def test_no_key_of_a_page_scores_more(length, shape, dtype, shift, seed):
     table = rng.permutation(pages).astype(np.int32)
     position = np.arange(96)
     slots = np.where(position < length, table[position // page_size] * page_size + position % page_size, -1)
-    stale = jnp.zeros((1, pages, kv_heads, 2, head_dim), dtype)
+    stale = make_bounds((1, pages, kv_heads, head_dim), bounds_dtype)
     bounds = page_bounds(stale, 0, k, jnp.asarray(slots, jnp.int32), page_size=page_size)
     exact = np.einsum(
         "hd,khd->hk",
