@@ -9,6 +9,7 @@ import sys
 from bench.result import Result
 
 BENCHES = {
+    "atom-matmul": "low-bit matmuls against plain ones, by mode, shape and rows, and against the floor of their bytes",
     "atom-perplexity": "what every step of Atom, every mode and every KV type cost in likelihood and answers",
     "atom-serving": "a whole model of random weights, quantized and not, side by side through the engine",
     "batch": "rows/s and memory of a million rows around a model that takes no time, and what the journal costs",

@@ -53,7 +53,7 @@ LADDER: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 PLANTED = 40.0  # how far the planted channels stick out
 PLANTED_CHANNELS = 4  # of each norm
-CALIBRATION_TOKENS, WINDOW = 16 * 1024, 512
+CALIBRATION_TOKENS, WINDOW = 8 * 1024, 512
 TASKS = (("passkey", 1024), ("classify", 512), ("story", 512))
 
 
@@ -134,7 +134,7 @@ class _Bench:
     ) -> dict[str, Any]:
         fit = quantization(mode, self.config).outliers
         form = quantization(mode, self.config, **{k: fit if v == "fit" else v for k, v in chosen.items()})
-        text = windows(self.calibration, dataclasses.replace(form, length=1024), self.config.context_length)
+        text = windows(self.calibration, dataclasses.replace(form, length=WINDOW), self.config.context_length)
         config, made, reports = quantize_model(model, self.config, form, text)
         if kind == "model" and not chosen:
             self.made[mode] = config, made

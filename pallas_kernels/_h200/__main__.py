@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from pallas_kernels._h200.cases import CASES
-from pallas_kernels._h200.report import Failure, Kernel, kernels_of
+from pallas_kernels._h200.report import Failure, Kernel, check_instruction, kernels_of
 
 COLUMNS = "{:<38} {:>9} {:>7} {:>9} {:>13} {:>11}"
 
@@ -43,6 +43,7 @@ def _compile_apart(name: str) -> tuple[Kernel, int]:
             lines = (done.stderr or done.stdout).strip().splitlines()
             raise Failure(lines[-1] if lines else f"exit status {done.returncode}")
         (kernel,) = kernels_of(Path(folder))
+        check_instruction(Path(folder), CASES[name].instruction)
         return kernel, int(done.stdout.split()[-1])
 
 

@@ -33,11 +33,13 @@ class Case:
 
     Attributes:
       in_place: so many leading arguments are donated and must not be copied.
+      instruction: regular expression of one that the kernel must have.
     """
 
     run: Callable
     arguments: tuple[Array, ...]
     in_place: int = 0
+    instruction: str = ""
 
 
 def _attention(shape) -> Case:
@@ -148,7 +150,7 @@ def _low_bits(shape, two_level: bool) -> Case:
         matrix = PackedMatrix(low, scale, channel, high, high_scale)
         return low_bits.int4_matmul(x, matrix, args[-1] if shape.experts else None)
 
-    return Case(run, (*rows, *weights, *sizes))
+    return Case(run, (*rows, *weights, *sizes), instruction=r"wgmma\.mma_async\S*\.s32\.s8\.s8")
 
 
 CASES = {

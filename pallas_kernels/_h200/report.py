@@ -36,6 +36,12 @@ def kernels_of(folder: Path) -> list[Kernel]:
     return [read(path.read_text(), path.with_suffix(".resources.txt").read_text()) for path in reports]
 
 
+def check_instruction(folder: Path, pattern: str) -> None:
+    """Raises Failure where no kernel has an instruction that matches the regular expression."""
+    if not any(re.search(pattern, path.read_text()) for path in folder.glob("*.ptx")):
+        raise Failure(f"has no instruction {pattern}")
+
+
 def read(assembler: str, resources: str) -> Kernel:
     registers = re.search(r"Used (\d+) registers", assembler)
     spilled = re.search(

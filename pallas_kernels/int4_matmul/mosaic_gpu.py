@@ -23,6 +23,7 @@ from pallas_kernels.quantize.rows import QuantizedRows
 
 OUTPUTS = 64  # of a block: the rows of a wgmma
 ROWS = (16, 32, 64)  # of a block
+OUT_COLUMNS = 32  # of a tile of the result in shared memory: 128 bytes
 STAGES = 6
 # Blocks that fill the machine; below, the channels are split.
 BLOCKS_PER_PROCESSOR = 2
@@ -82,9 +83,7 @@ def _blocks(x: QuantizedRows, w: PackedMatrix, experts: jax.Array, tile: int) ->
     # What the biased half of the codes adds, by row and group.
     biased = 8 * x.low.reshape(rows, groups, 2, BLOCK // 2)[:, :, 0].astype(jnp.int32).sum(-1).T
     scale = w.scale.swapaxes(1, 2)
-    if two_level:
-        scale = scale.astype(jnp.int32)
-    else:
+    if not two_level:
         scale = jnp.repeat(scale, w.outputs // scale.shape[2], axis=2)
     per_group = x.low_scale.shape[1] > 1
     x_scale = jnp.broadcast_to(x.low_scale.T, (groups if per_group else 1, rows))
@@ -99,14 +98,14 @@ def _blocks(x: QuantizedRows, w: PackedMatrix, experts: jax.Array, tile: int) ->
     )
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((parts, rows, w.outputs), jnp.float32),
+        out_type=jax.ShapeDtypeStruct((parts, w.outputs, rows), jnp.float32),
         grid=(w.outputs // OUTPUTS, len(experts), parts),
         grid_names=("outputs", "rows", "part"),
         kernel_name="int4_matmul",
         scratch_types=_scratch(tile, w.high is not None),
     )
     out = kernel(*given)
-    return out[0] if parts == 1 else out.sum(0)
+    return out.sum(0).T
 
 
 def _parts(blocks: int, groups: int) -> int:
@@ -114,9 +113,9 @@ def _parts(blocks: int, groups: int) -> int:
     return max(1, min(wanted, groups // FEWEST_GROUPS))
 
 
-def _tiled(columns: int) -> tuple:
-    """8-bit operands of wgmma in shared memory."""
-    return plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(columns)  # type: ignore[abstract]
+def _tiled(columns: int, size: int = 1) -> tuple:
+    """How shared memory holds a matrix of numbers of `size` bytes for tensor cores and their results."""
+    return plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(columns * size)  # type: ignore[abstract]
 
 
 def _scratch(tile: int, high: bool) -> dict:
@@ -125,7 +124,7 @@ def _scratch(tile: int, high: bool) -> dict:
         "w_ring": plgpu.SMEM((STAGES, OUTPUTS, half), jnp.int8, transforms=_tiled(half)),
         "x_ring": plgpu.SMEM((STAGES, tile, BLOCK), jnp.int8, transforms=_tiled(half)),
         "arrived": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
-        "out_tile": plgpu.SMEM((tile, OUTPUTS), jnp.float32),
+        "out_tile": plgpu.SMEM((OUTPUTS, tile), jnp.float32, transforms=_tiled(min(tile, OUT_COLUMNS), 4)),
         "stage": stage_types((OUTPUTS, half), jnp.int8),
     }
     if high:
@@ -161,9 +160,9 @@ def _block(
 
     def of_outputs(vector):
         """float or int [64], the same for all rows of activations."""
-        return lax.broadcast_in_dim(
-            plgpu.load(vector, layout=layout.reduce(1), optimized=False), (OUTPUTS, tile), (0,)
-        )
+        vector = plgpu.load(vector, layout=layout.reduce(1), optimized=False)
+        vector = vector.astype(jnp.int32) if vector.dtype == jnp.uint8 else vector
+        return lax.broadcast_in_dim(vector, (OUTPUTS, tile), (0,))
 
     def of_rows(vector):
         return lax.broadcast_in_dim(
@@ -230,7 +229,7 @@ def _block(
             return total + sums * factor
 
         total = lax.cond(here, add_high, lambda total: total, total)
-    out_tile.T[...] = total
+    out_tile[...] = total
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(out_tile, out.at[part, rows, outputs])
+    plgpu.copy_smem_to_gmem(out_tile, out.at[part, outputs, rows])
     plgpu.wait_smem_to_gmem(0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pallas_kernels._h200.report import Failure, kernels_of, read
+from pallas_kernels._h200.report import Failure, check_instruction, kernels_of, read
 
 ASSEMBLER = """ptxas info    : Compiling entry function 'page_attention_mosaic_gpu_kernel' for 'sm_90a'
     {} bytes stack frame, {} bytes spill stores, {} bytes spill loads
@@ -31,3 +31,10 @@ def test_a_missing_or_unknown_report_is_a_failure(tmp_path):
     (tmp_path / "a.resources.txt").write_text(RESOURCES.format(0))
     with pytest.raises(Failure, match="reads differently: 'all fine'"):
         kernels_of(tmp_path)
+
+
+def test_a_kernel_without_its_instruction_is_a_failure(tmp_path):
+    (tmp_path / "a.ptx").write_text("wgmma.mma_async.sync.aligned.m64n16k32.s32.s8.s8 {%r1}, 1;")
+    check_instruction(tmp_path, r"wgmma\.mma_async\S*\.s32\.s8\.s8")
+    with pytest.raises(Failure, match="has no instruction"):
+        check_instruction(tmp_path, "wgmma.*bf16")
