@@ -159,9 +159,36 @@ class QuantizationSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadSettings(Section):
-    """Experts on the host. Nothing is settable so far: every expert is on the device."""
+    """Experts on the host, for mixture-of-experts models that are larger than the device (Fiddler, arXiv 2402.07033).
+
+    Attributes:
+      device_memory: what the model may take of the device, all in all: a share of what is free in (0, 1], or a size
+        ("24GiB"). Beside everything else as many experts live there as fit; the others stay on the host. None puts all
+        on the device, as if there were no such section.
+      policy: who computes an expert that is not on the device. "balanced" is ours: host, link and device end together.
+        "fiddler" is the paper's Algorithm 1, "stream" brings every expert to the device, "host" none.
+      rule: how many experts the device gets. "exact" counts everything else first, "paper" is Fiddler's 0.95 rule.
+      placement: which ones: "popularity" (the most visited of all layers), "by_layer" (as many of each layer) or
+        "whole_layers" (the first layers, as llama.cpp splits a model).
+      popularity: JSON file of how often each expert is visited; empty takes all for equal.
+      adaptive: experts that the running work asks for take the places of others.
+      landing_slots: slots for experts that are streamed; half of them are filled while the others are read.
+      experts: how the experts are held. "stored" as the model runs, "int8" and "int4" rounded to nearest in groups of 128.
+      threads: of the host's work; None for all cores.
+      folder: for the experts as the host maps them, written at the first use; "auto" is the user's cache folder.
+    """
 
     section: ClassVar[str] = "offload"
+    device_memory: float | str | None = setting(None, check=memory_problem)
+    policy: str = setting("balanced", choices=("balanced", "fiddler", "stream", "host"))
+    rule: str = setting("exact", choices=("exact", "paper"))
+    placement: str = setting("popularity", choices=("popularity", "by_layer", "whole_layers"))
+    popularity: str = setting("")
+    adaptive: bool = setting(True)
+    landing_slots: int = setting(2, low=1, high=65536)
+    experts: str = setting("stored", choices=("stored", "int8", "int4"), answers=True)
+    threads: int | None = setting(None, low=1, high=64)
+    folder: str = setting("auto")
 
 
 @dataclass(frozen=True, kw_only=True)

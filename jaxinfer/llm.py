@@ -7,17 +7,21 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from jaxinfer.attention.policy import quest_policy
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, SamplingParams, TokenIds
 from jaxinfer.engine.engine import Engine
+from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.errors import ModelError, RequestError
 from jaxinfer.models.checkpoint import Manifest, load_model, read_manifest
 from jaxinfer.models.tokenizer import Tokenizer, has_tokenizer
+from jaxinfer.offload.budget import expert_format
+from jaxinfer.offload.store import ExpertStore
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "model"
 Prompt = str | TokenIds
@@ -53,12 +57,14 @@ class LLM:
         unrolled = settings.engine.layers == "unrolled" or (
             settings.engine.layers == "auto" and jax.default_backend() == "cpu"
         )
-        model_config, weights = load_model(folder, dtype=dtype, layout="unstacked" if unrolled else "stacked")
+        store = _expert_store(folder, manifest, settings)
+        layout: Literal["stacked", "unstacked"] = "unstacked" if unrolled else "stacked"
+        model_config, weights = load_model(folder, dtype=dtype, layout=layout, experts=store is None)
         self.model_name = folder.resolve().name
         self.model_fingerprint = manifest.fingerprint
         self.settings = settings
         self.tokenizer = Tokenizer(folder) if has_tokenizer(folder) else None
-        self.engine = Engine(model_config, weights, settings, self.tokenizer)
+        self.engine = Engine(model_config, weights, settings, self.tokenizer, store)
 
     def generate(
         self, prompts: Iterable[Prompt], sampling: SamplingParams | Iterable[SamplingParams] | None = None
@@ -123,8 +129,10 @@ class LLM:
         self.engine.warm_up()
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the model was loaded, see `engine.metrics.Metrics`."""
-        return self.engine.metrics.as_dict()
+        """Counters since the model was loaded, see `engine.metrics.Metrics` and, with experts on the host,
+        `offload.exchange.Traffic`."""
+        offload = self.engine.offload
+        return self.engine.metrics.as_dict() | ({} if offload is None else offload.metrics())
 
     def _in_order(self, jobs: Iterable[tuple[Any, SamplingParams, bool]]) -> Iterator[Completion]:
         done: dict[int, Completion] = {}
@@ -193,6 +201,17 @@ def _check_mode(folder: Path, manifest: Manifest, wanted: str) -> None:
             f"{folder}: its quantization is {mode}, quantization.mode asks for {wanted}; "
             f"convert the model again with --quant {wanted}, or leave the setting away"
         )
+
+
+def _expert_store(folder: Path, manifest: Manifest, settings: Settings) -> ExpertStore | None:
+    """The experts that do not go to the device with the model; None if all do."""
+    if settings.offload.device_memory is None:
+        return None
+    config = manifest.config
+    # before anything is read or written: raises where the settings do not fit the model
+    plan = MemoryPlan.make(config, settings, quest_policy(settings, config.context_length))
+    format = expert_format(settings.offload, plan.dtype)
+    return ExpertStore.open(folder, manifest, format, settings.offload.folder)
 
 
 def _is_prompt(prompts: Any) -> bool:

@@ -60,7 +60,7 @@ def test_override_values(text, value):
         ("batch.sync_seconds=inf", ["inf", "between 0 and"]),
         ("sparsity.mode=fast", ["'fast'", "shared, paper, kernel"]),
         ("sparsity.token_budget=-16", ["-16", "at least 0"]),
-        ("offload.slots=1", ["offload", "no keys so far"]),
+        ("offload.slots=1", ["no setting offload.slots"]),
         ("engine=4", ["section.key=value"]),
         ("max_seqs", ["section.key=value"]),
         ("engine.max_seqs=[1]", ["[1]", "a whole number"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from jaxinfer.engine.sequence import Sequence
 from jaxinfer.engine.step import Programs, StepSpec, set_slot
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
+from jaxinfer.offload.offload import Offload
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class Device:
         settings: Settings,
         memory: MemoryPlan,
         quest: QuestPolicy | None,
+        offload: Offload | None = None,
     ):
         self.memory = memory
         self._config = config
-        self._weights, tree = jax.tree.flatten(model)
-        self._programs = Programs.of(StepSpec(config, tree, settings.engine.decode_steps, quest))
+        self.offload = offload
+        self._weights, tree = jax.tree.flatten((model, None if offload is None else offload.pool))
+        self._programs = Programs.of(StepSpec(config, tree, settings.engine.decode_steps, quest, offload))
         self._compiled_before = self._programs.compilations  # by other engines of the same spec
         self._batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
         self._state = memory.make_state()
@@ -106,6 +110,11 @@ class Device:
                 self._state, _ = self._programs.decode(self._weights, self._state, batch, np.int32(0))
         self._set_slot(nowhere, np.zeros(0, np.int32), {}, ())
         jax.block_until_ready(self._state)
+
+    def wait(self) -> None:
+        """Until nothing runs, whether it failed or not."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.block_until_ready(self._state)
 
     def reset(self) -> None:
         """Lose all keys and slots: a failed call may have taken its donated state with it."""

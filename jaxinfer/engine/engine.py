@@ -23,11 +23,14 @@ from jaxinfer.engine.planner import Planner
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.engine.stopping import TextTokenizer
-from jaxinfer.errors import ENGINE_FAILURE, EngineError, RequestError
+from jaxinfer.errors import ENGINE_FAILURE, ConfigError, EngineError, RequestError
 from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.rotary import prefix_namespace
+from jaxinfer.offload.host_experts import ExpertError
+from jaxinfer.offload.offload import Offload
+from jaxinfer.offload.store import ExpertStore
 from jaxinfer.schedule.demand import Demand, DemandModel
 
 logger = logging.getLogger("jaxinfer")
@@ -39,8 +42,14 @@ class Engine:
     """Continuous batching over one model. The host plans one call ahead of the one whose tokens it reads."""
 
     def __init__(
-        self, config: ModelConfig, model: Decoder, settings: Settings, tokenizer: TextTokenizer | None = None
+        self,
+        config: ModelConfig,
+        model: Decoder,
+        settings: Settings,
+        tokenizer: TextTokenizer | None = None,
+        experts: ExpertStore | None = None,
     ):
+        """experts: those that `model` lacks, where `settings.offload` is on."""
         self.config = config
         self.settings = settings
         self.tokenizer = tokenizer
@@ -48,7 +57,14 @@ class Engine:
         self.memory = MemoryPlan.make(config, settings, self.quest)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
         self.metrics = Metrics(pages=self.cache.capacity)
-        self.device = Device(config, model, settings, self.memory, self.quest)
+        self.offload = None
+        if self.memory.expert_slots is not None:
+            if experts is None:
+                raise ConfigError(
+                    "offload.device_memory: an engine whose experts are on the host needs their store"
+                )
+            self.offload = Offload(experts, config, settings.offload, self.memory.expert_slots)
+        self.device = Device(config, model, settings, self.memory, self.quest, self.offload)
         self.demand = DemandModel(config, self.memory.dtype)
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence, OpenRequest] = {}
@@ -160,6 +176,18 @@ class Engine:
             )
         self.metrics.run_seconds += time.perf_counter() - start
 
+    def _fail_running(self, failure: ExpertError) -> None:
+        """The experts on the host failed: what runs has wrong keys and is given up, what waits goes on."""
+        logger.error("the host's experts failed: %s", failure, exc_info=failure)
+        error = RequestError(ENGINE_FAILURE, f"the experts on the host failed: {failure}")
+        for sequence in list(self.planner.running):
+            sequence.error = error
+            if sequence in self._open:
+                self._finish(sequence)
+        self._start_over()
+        assert self.offload is not None
+        self.offload.take_failure()  # of calls that came after
+
     def _shrink(self, error: Exception) -> None:
         """Start everything that runs again in smaller steps. What the failed call was given may be lost with it."""
         reason = str(error).splitlines()[0]
@@ -177,6 +205,8 @@ class Engine:
 
     def _start_over(self) -> None:
         """All that runs waits again, with an empty pool and prefix cache."""
+        if self.offload is not None:
+            self.device.wait()  # the host serves one step at a time
         self._in_flight.clear()
         self.planner.start_again(self._new_cache())
         self.device.reset()
@@ -232,6 +262,9 @@ class Engine:
         sampled, scores = call.read()
         read = time.perf_counter()
         self.metrics.wait_seconds += read - start
+        if self.offload is not None and (failure := self.offload.take_failure()):
+            self._fail_running(failure)
+            return
         first = 0
         for row, chunk in enumerate(call.plan.decodes + call.plan.prefills):
             if chunk.sequence.request.score:

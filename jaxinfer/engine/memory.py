@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxinfer.fields import parse_memory
 from jaxinfer.kvcache.pool import PACKED_BITS, make_pool, page_bytes
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract
+from jaxinfer.offload.budget import ExpertBudget
 
 _SMALLEST_STEP = 16
 _CPU_POOL_SHARE = 0.2  # of the host's available memory; it is shared with everything else there
@@ -36,6 +37,8 @@ class MemoryPlan:
     weight_bytes: of the model's arrays, packed ones as they are.
     bounds: type of the bounds of every page's keys; None where nothing chooses pages.
     quest: how pages are chosen; None where nothing does.
+    expert_slots: experts that the device holds at a time, those that are streamed included; None for all, as part of the
+      model.
     """
 
     model: ModelConfig
@@ -51,6 +54,7 @@ class MemoryPlan:
     weight_bytes: int
     bounds: str | None
     quest: QuestPolicy | None = None
+    expert_slots: int | None = None
 
     @classmethod
     def make(cls, config: ModelConfig, settings: Settings, quest: QuestPolicy | None = None) -> MemoryPlan:
@@ -68,14 +72,14 @@ class MemoryPlan:
         if quest is not None:
             # packed keys are bounded as what they stand for
             bounds = quest.bounds_type("float32" if kv_dtype in PACKED_BITS else kv_dtype)
-        return cls(
+        plan = cls(
             model=config,
             page_size=size,
             max_seqs=engine.max_seqs,
             dtype=dtype,
             kv_dtype=kv_dtype,
             context=context,
-            pages=_pages(config, settings, width, kv_dtype, bounds),
+            pages=1,
             table_width=width,
             token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs), 2),
             row_buckets=_buckets(1, engine.max_seqs, 4),  # decode runs long at each size, prefill does not
@@ -83,6 +87,16 @@ class MemoryPlan:
             bounds=bounds,
             quest=quest,
         )
+        each = page_bytes(config, size, kv_dtype, bounds)
+        if settings.offload.device_memory is None:
+            return replace(plan, pages=_pages(settings, each, width, _free_bytes()))
+        state = sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(plan.make_state))
+        )
+        largest = (plan.token_buckets[-1], plan.max_seqs)
+        budget = ExpertBudget.make(config, settings.offload, dtype, _free_bytes(), largest, state)
+        pages = _pages(settings, each, width, budget.left)
+        return replace(plan, pages=pages, expert_slots=budget.slots(pages * each))
 
     @property
     def pool_tokens(self) -> int:
@@ -138,9 +152,9 @@ def bucket(count: int, sizes: tuple[int, ...]) -> int:
     return next(size for size in sizes if size >= count)
 
 
-def _pages(config: ModelConfig, settings: Settings, width: int, dtype: str, bounds: str | None) -> int:
+def _pages(settings: Settings, each: int, width: int, free: int) -> int:
+    """Pages of `each` bytes for `free` bytes; no more than twice what `max_seqs` page tables of `width` hold."""
     cache = settings.cache
-    each, free = page_bytes(config, cache.page_size, dtype, bounds), _free_bytes()
     if cache.pages is not None:
         if cache.pages * each > free:
             raise ConfigError(

@@ -20,6 +20,8 @@ from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import forward, logits
 from jaxinfer.models.layers import Decoder
+from jaxinfer.models.moe import Experts
+from jaxinfer.offload.offload import Offload
 
 SCORE_BLOCK = 64  # tokens whose logits over the whole vocabulary are held at once when scoring
 
@@ -44,19 +46,25 @@ class StepSpec:
     """What the programs are compiled for, beside the shapes of their arguments. Equal specs share compiled programs.
 
     Attributes:
-      tree: structure of the model's arrays. They go in as a flat list: flattening modules at every call costs more
-        than a small step does.
+      tree: structure of the model and of the pool of its experts (None where the model holds them). Their arrays go in
+        as a flat list: flattening modules at every call costs more than a small step does.
       decode_steps: most steps of a decode call.
       quest: how decoding tokens choose the pages they attend to; None for all.
+      offload: computes the experts that are not part of the model.
     """
 
     config: ModelConfig
     tree: jax.tree_util.PyTreeDef
     decode_steps: int
     quest: QuestPolicy | None = None
+    offload: Offload | None = None
 
     def model(self, weights: list[jax.Array]) -> Decoder:
-        return jax.tree.unflatten(self.tree, weights)
+        return jax.tree.unflatten(self.tree, weights)[0]
+
+    def experts(self, weights: list[jax.Array]) -> Experts | None:
+        """Who computes the experts of a forward pass."""
+        return None if self.offload is None else self.offload.bind(jax.tree.unflatten(self.tree, weights)[1])
 
 
 class Programs:
@@ -97,7 +105,7 @@ def _jit(step: Callable, spec: StepSpec, traced: list[str]) -> Callable:
 
 def mixed_step(spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch) -> tuple[State, Sampled]:
     """Chunks and decoding rows together; one new token per row, as Sampled with a step axis of one."""
-    state, sampled, _ = _run_mixed(spec, spec.model(weights), state, batch)
+    state, sampled, _ = _run_mixed(spec, weights, state, batch)
     return state, sampled
 
 
@@ -106,7 +114,7 @@ def score_step(
 ) -> tuple[State, Sampled, jax.Array]:
     """As `mixed_step`, and the log-probability of every token's target: float32 [T]."""
     model = spec.model(weights)
-    state, sampled, hidden = _run_mixed(spec, model, state, batch)
+    state, sampled, hidden = _run_mixed(spec, weights, state, batch)
 
     def target_logprobs(block):
         hidden, targets = block
@@ -125,7 +133,7 @@ def decode_steps(
     spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, steps: jax.Array
 ) -> tuple[State, Sampled]:
     """`steps` tokens per row, fed back on the device: Sampled with a leading axis of spec.decode_steps."""
-    model = spec.model(weights)
+    model, experts = spec.model(weights), spec.experts(weights)
     rows = Rows(*batch.rows)
     size = rows.slots.shape[0]
 
@@ -141,7 +149,8 @@ def decode_steps(
         attend = paged_attention(spec.config, spec.quest, paged, kv_slots, mixed=False)
         ids = state.table.last_tokens[rows.slots]
         rope_lengths = jnp.maximum(rows.rope_floors, positions + 1)
-        hidden, cache = forward(model, spec.config, ids, positions, rope_lengths, attend, state.cache, active)
+        given = (ids, positions, rope_lengths, attend, state.cache, active, experts)
+        hidden, cache = forward(model, spec.config, *given)
         state, sampled = _sample(spec, model, hidden, cache, state.table, batch, positions + 1, active)
         return state, jax.tree.map(lambda every, new: every.at[i].set(new), out, sampled)
 
@@ -160,17 +169,17 @@ def set_slot(table: SlotTable, slot, history, bias_ids, bias_values, banned_ids)
 
 
 def _run_mixed(
-    spec: StepSpec, model: Decoder, state: State, batch: Batch
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch
 ) -> tuple[State, Sampled, jax.Array]:
+    model = spec.model(weights)
     tokens, rows = Tokens(*batch.tokens), Rows(*batch.rows)
     ids = jnp.where(tokens.ids == TOKEN_FROM_SLOT, state.table.last_tokens[tokens.slots], tokens.ids)
     of_rows = (rows.starts, rows.counts, rows.kv_lengths, rows.single, rows.slots, rows.sparse_from)
     paged = PagedRows(batch.page_table, *of_rows)
     attend = paged_attention(spec.config, spec.quest, paged, tokens.kv_slots, mixed=True)
     valid = tokens.kv_slots >= 0
-    hidden, cache = forward(
-        model, spec.config, ids, tokens.positions, tokens.rope_lengths, attend, state.cache, valid
-    )
+    given = (ids, tokens.positions, tokens.rope_lengths, attend, state.cache, valid, spec.experts(weights))
+    hidden, cache = forward(model, spec.config, *given)
     last = hidden[jnp.maximum(rows.starts + rows.counts - 1, 0)]
     wanted = rows.samples > 0
     state, sampled = _sample(spec, model, last, cache, state.table, batch, rows.kv_lengths, wanted)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.config import OffloadSettings
+from jaxinfer.errors import ConfigError
+from jaxinfer.fields import parse_memory
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract
 from jaxinfer.models.layers import MoE
@@ -58,6 +62,111 @@ def expert_slots(config: ModelConfig, format: str, left: int) -> int:
     """Slots that fit into `left` bytes; no more than there are experts."""
     assert config.moe is not None
     return max(0, min(left // expert_bytes(config, format), moe_layers(config) * config.moe.experts))
+
+
+@dataclass(frozen=True)
+class ExpertBudget:
+    """A device's memory, shared out: everything that has to be there first, then keys and values, then experts.
+
+    Attributes:
+      total: bytes that the model may take.
+      shared: parameters but the experts; activations: what the largest step holds; state: the sequences'.
+      expert: bytes of one expert.
+    """
+
+    config: ModelConfig
+    settings: OffloadSettings
+    format: str
+    total: int
+    shared: int
+    activations: int
+    state: int
+    expert: int
+
+    @classmethod
+    def make(
+        cls,
+        config: ModelConfig,
+        settings: OffloadSettings,
+        dtype: str,
+        free: int,
+        step: tuple[int, int],
+        state: int,
+    ) -> ExpertBudget:
+        """Args:
+          free: bytes that the device has; `settings.device_memory` may be a share of them.
+          step: most tokens of a step, and most that meet the vocabulary.
+          state: bytes that the sequences have beside their keys and values.
+
+        Raises:
+          ConfigError: a model without experts, or no room for all that is not experts and one of them.
+        """
+        memory = settings.device_memory
+        assert memory is not None
+        if config.moe is None or not any(config.moe_layers):
+            raise ConfigError(
+                f"offload.device_memory = {memory!r}: this model ({config.family}) has no experts to leave on the host; "
+                "leave offload.device_memory away"
+            )
+        if config.quantization is not None:
+            raise ConfigError(
+                f"offload.device_memory = {memory!r}: this model is quantized ({config.quantization.mode}), and its experts "
+                'cannot be left on the host so; offload the unquantized model with offload.experts = "int4"'
+            )
+        parsed = parse_memory(memory)
+        format = expert_format(settings, dtype)
+        try:
+            expert = expert_bytes(config, format)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"offload.device_memory: this model's experts cannot be offloaded: {error}"
+            ) from None
+        budget = cls(
+            config=config,
+            settings=settings,
+            format=format,
+            total=int(parsed * free) if isinstance(parsed, float) else parsed,
+            shared=shared_bytes(config, dtype),
+            activations=activation_bytes(config, *step, dtype),
+            state=state,
+            expert=expert,
+        )
+        if budget.left < expert:
+            raise ConfigError(
+                f"offload.device_memory = {memory!r}: {budget.total} bytes hold no expert beside the rest: "
+                f"{budget.shared} bytes of other parameters, {budget.activations} of activations, {state} of the "
+                f"sequences' state, and {expert} for an expert; at least {budget.total - budget.left + expert} and the KV "
+                "pool are needed, less with a smaller engine.max_tokens_per_step or engine.max_seqs"
+            )
+        return budget
+
+    @property
+    def left(self) -> int:
+        """Bytes for keys and values, and experts."""
+        return self.total - self.shared - self.activations - self.state
+
+    def slots(self, kv_bytes: int) -> int:
+        """Experts on the device at a time, landing slots included, beside `kv_bytes` of keys and values.
+
+        Raises:
+          ConfigError: not one.
+        """
+        if self.settings.rule == "paper":
+            slots = paper_slots(self.config, self.total) + 1
+        else:
+            slots = expert_slots(self.config, self.format, self.left - kv_bytes)
+        if slots < 1:
+            raise ConfigError(
+                f"offload.device_memory = {self.settings.device_memory!r}: the KV pool takes {kv_bytes} of the "
+                f"{self.left} bytes that are left, and an expert needs {self.expert}; give the pool less (cache.pages, "
+                "cache.memory) or the model more"
+            )
+        return slots
+
+
+def expert_format(settings: OffloadSettings, dtype: str) -> str:
+    """How records hold the experts of a model that runs in `dtype`."""
+    return dtype if settings.experts == "stored" else settings.experts
 
 
 def paper_slots(config: ModelConfig, device_bytes: int) -> int:

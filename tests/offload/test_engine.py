@@ -1,0 +1,136 @@
+"""Whoever computes the experts, the answers are those of the model that is wholly on the device."""
+
+import numpy as np
+import pytest
+
+from jaxinfer.errors import ENGINE_FAILURE
+from jaxinfer.offload import exchange, policy
+from jaxinfer.offload.timeline import Split
+
+from .engines import EXPERT, LAYERS, MOE, answers, ids, requests, split, whole
+
+ALL = len(LAYERS) * MOE.moe.experts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("experts")
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return ids(answers(whole(), requests(12)))
+
+
+def any_split(load, costs):
+    """Everything that is missing goes anywhere."""
+    missing = [int(expert) for expert in load.missing]
+    ANY.shuffle(missing)
+    cut = int(ANY.integers(len(missing) + 1))
+    return Split(tuple(missing[:cut]), tuple(missing[cut:]))
+
+
+ANY = np.random.default_rng(0)
+
+
+@pytest.fixture
+def random_policy(monkeypatch):
+    monkeypatch.setattr("jaxinfer.offload.offload.POLICIES", {"balanced": any_split})
+
+
+@pytest.mark.parametrize("name", policy.POLICIES)
+def test_every_policy_gives_the_same_answers(folder, wanted, name):
+    engine = split(folder, 5, f"offload.policy={name}", "offload.adaptive=false")
+    assert engine.memory.expert_slots == 5
+    assert ids(answers(engine, requests(12))) == wanted
+    traffic = engine.offload.metrics()
+    assert traffic["expert_visits"] > traffic["expert_hits"] >= 0
+    assert name != "stream" or traffic["expert_on_host"] == 0
+    assert name != "host" or traffic["expert_streamed"] == 0
+    assert name != "host" or traffic["expert_rounds"] == traffic["expert_layers"]
+    assert traffic["expert_streamed_bytes"] == EXPERT * traffic["expert_streamed"]
+
+
+@pytest.mark.parametrize("slots, landing", [(1, 1), (8, 2), (ALL - 1, 5)])
+def test_any_split_gives_the_same_answers(folder, wanted, random_policy, slots, landing):
+    engine = split(folder, slots, f"offload.landing_slots={landing}")
+    assert ids(answers(engine, requests(12))) == wanted
+    assert engine.metrics.cached_tokens > 0
+    assert engine.metrics.prefill_tokens > 0 and engine.metrics.steps > 12
+
+
+def test_a_device_that_holds_all(folder, wanted):
+    engine = split(folder, ALL)
+    assert ids(answers(engine, requests(12))) == wanted
+    traffic = engine.offload.metrics()
+    assert traffic["expert_hits"] == traffic["expert_visits"] and traffic["expert_streamed"] == 0
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_batches_of_any_size(folder, random_policy, count):
+    overrides = ("engine.max_seqs=64", "cache.pages=600")
+    asked = requests(count, tokens=5, seed=count)
+    wanted = ids(answers(whole(*overrides), asked))
+    assert ids(answers(split(folder, 6, *overrides), asked)) == wanted
+
+
+def test_preempted_sequences_and_single_steps(folder, random_policy):
+    overrides = ("cache.pages=16", "engine.decode_steps=1", "engine.chunk=7")
+    asked = requests(6, tokens=30, longest=8)
+    engine = split(folder, 6, *overrides)
+    assert ids(answers(engine, asked)) == ids(answers(whole(), asked))
+    assert engine.metrics.preemptions > 0
+
+
+@pytest.mark.slow
+def test_unrolled_layers(folder, wanted, random_policy):
+    from jaxinfer.engine.engine import Engine
+    from jaxinfer.models import unstack
+    from jaxinfer.models.decoder import without_experts
+
+    from .engines import model, store
+
+    made = split(folder, 6)
+    engine = Engine(MOE, unstack(without_experts(model()), MOE), made.settings, experts=store(folder))
+    assert ids(answers(engine, requests(12))) == wanted
+
+
+def test_with_quest(folder, random_policy):
+    quest = ("sparsity.token_budget=64", "sparsity.dense_layers=1")
+    wanted = ids(answers(whole(*quest), requests(6, tokens=10)))
+    assert ids(answers(split(folder, 6, *quest), requests(6, tokens=10))) == wanted
+    assert wanted != ids(answers(whole(), requests(6, tokens=10)))
+
+
+@pytest.mark.parametrize("format", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
+def test_rounded_experts_are_the_same_wherever_they_are(folder, random_policy, wanted, format):
+    on_device = ids(answers(split(folder, ALL, format=format), requests(12)))
+    assert ids(answers(split(folder, 6, format=format), requests(12))) == on_device
+    assert format == "int8" or on_device != wanted
+
+
+@pytest.mark.parametrize("name, where", [("stream", "write"), ("host", "compute")])
+def test_a_failure_names_layer_and_expert_and_the_engine_goes_on(folder, wanted, monkeypatch, name, where):
+    engine = split(folder, 1, f"offload.policy={name}", "offload.adaptive=false")
+    target = exchange.SlotPool if where == "write" else exchange.LayerExperts
+    right, calls = getattr(target, where), []
+
+    def wrong(*args):
+        calls.append(args)
+        if len(calls) in (20, 21):
+            raise OSError("the disk is gone")
+        return right(*args)
+
+    monkeypatch.setattr(target, where, wrong)
+    out = answers(engine, requests(12))
+    failed = [completion for completion in out if completion.error is not None]
+    assert 0 < len(failed) <= 8
+    for completion in failed:
+        assert completion.error.code == ENGINE_FAILURE
+        assert (
+            "layer " in completion.error.message and "OSError: the disk is gone" in completion.error.message
+        )
+        assert name == "host" or ", expert " in completion.error.message
+    right_ones = [(index, c) for index, c in enumerate(out) if c.error is None]
+    assert all(tuple(completion.token_ids) == wanted[index] for index, completion in right_ones)
+    assert ids(answers(engine, requests(12))) == wanted
