@@ -1,14 +1,17 @@
 """The numba side of page_select. An item is a row and a choosing head.
 
-Arguments: scores [S, H, G, P], pages, keep, (first, last), scale. Results: positions [S, H, W], number [S, H], and
+Arguments: scores [S, H, G, P], pages, keep, (first, last), (scale, top_p). Results: positions [S, H, W], number [S, H], and
 scratch per worker: P keys, the histogram, P candidates.
 """
 
 import math
 
+import numpy as np
+
 from pallas_kernels._cpu.code import LANES
 from pallas_kernels._cpu.frame import answers_metadata, argument, dimension, result, result_dimension
 from pallas_kernels._cpu.memory import (
+    float_of_bits,
     jit,
     load_f32,
     load_i32,
@@ -46,6 +49,7 @@ from pallas_kernels._cpu.vector import (
 # A key has 32 bits; these many are settled at a time, from the top.
 DIGIT, BINS = 8, 256
 LOWEST = -1e30
+ONE = np.float32(1)
 
 
 def handler(frame):
@@ -84,28 +88,32 @@ def _choose(frame, item, row, keys):
     own = min(max(load_i32(argument(frame, 1) + 4 * row), 0), total)
     number = max(min(min(load_i32(argument(frame, 2) + 4 * row), own), width), 0)
     to = result(frame, 0) + 4 * width * item
-    store_i32(result(frame, 1) + 4 * item, number)
     zero_bytes(to, 4 * width)
     low, high, wanted = own, own, 0
+    scale, top_p = load_f32(argument(frame, 4)), load_f32(argument(frame, 4) + 4)
+    adapts = number < own and top_p < 1
+    share = logsumexp = ONE
     if number < own:
         low = min(load_i32(argument(frame, 3)), own)
         high = max(own - load_i32(argument(frame, 3) + 4), low)
         wanted = number - (own - (high - low))
         group = dimension(frame, 0, 2)
-        _rank(
-            argument(frame, 0) + 4 * total * group * item,
-            group,
-            total,
-            own,
-            load_f32(argument(frame, 4)),
-            keys,
-        )
+        _rank(argument(frame, 0) + 4 * total * group * item, group, total, own, scale, keys)
+        if adapts:
+            share = scale if group == 1 else ONE
+            logsumexp = _logsumexp(keys, own, share)
         _order_bits(keys, low, high)
     bins = keys + 4 * total
     threshold, ties = _threshold(keys, low, high, wanted, bins, bins + 4 * BINS)
     for page in range(min(low, number)):
         store_i32(to + 4 * page, page)
-    _emit(keys, low, high, threshold, ties, to + 4 * low, number - low - (own - high))
+    middle = number - low - (own - high)
+    _emit(keys, low, high, threshold, ties, to + 4 * low, middle)
+    if adapts and middle > 0:
+        held = _held(keys, 0, low, share, logsumexp) + _held(keys, high, own, share, logsumexp)
+        kept = _enough(keys, to + 4 * low, middle, share, logsumexp, top_p - held, bins + 4 * BINS)
+        number -= middle - kept
+    store_i32(result(frame, 1) + 4 * item, number)
     for page in range(max(high, own - number), own):
         store_i32(to + 4 * (page - own + number), page)
 
@@ -121,6 +129,55 @@ def _emit(keys, low, high, threshold, ties, to, wanted):
         store_i32(to + 4 * done, page)
         done += (key > threshold) | ((key == threshold) & (ties > 0))
         ties -= key == threshold
+
+
+@jit
+def _held(ranks, begin, end, share, logsumexp):
+    """Part of the weight in pages whose ranks are still float32."""
+    weight = 0.0
+    for page in range(begin, end):
+        weight += math.exp(load_f32(ranks + 4 * page) * share - logsumexp)
+    return weight
+
+
+@jit
+def _enough(keys, chosen, count, share, logsumexp, wanted, weights):
+    """Keeps of the chosen pages the fewest that hold the part `wanted` of the weight, at least one; returns how many.
+
+    A threshold bit by bit from the top; of equal pages the earlier ones.
+    """
+    for i in range(count):
+        key = load_i32(keys + 4 * load_i32(chosen + 4 * i))
+        rank = float_of_bits(key ^ ((key >> 31) & 0x7FFFFFFF))
+        store_f32(weights + 4 * i, math.exp(rank * share - logsumexp))
+    threshold = -(2**31)
+    for bit in range(31, -1, -1):
+        held, number = _reaching(keys, chosen, count, weights, threshold + (1 << bit))
+        if number > 0 and held >= wanted:
+            threshold += 1 << bit
+    held, kept = _reaching(keys, chosen, count, weights, threshold + 1)
+    best, kept = kept, 0
+    for i in range(count):
+        page = load_i32(chosen + 4 * i)
+        key = load_i32(keys + 4 * page)
+        tie = key == threshold and (held < wanted or best + kept == 0)
+        if tie:
+            held += load_f32(weights + 4 * i)
+        if key > threshold or tie:
+            store_i32(chosen + 4 * kept, page)
+            kept += 1
+    return kept
+
+
+@jit
+def _reaching(keys, chosen, count, weights, threshold):
+    """Weight and number of the chosen pages whose keys are no less than the threshold."""
+    held, number = 0.0, 0
+    for i in range(count):
+        if load_i32(keys + 4 * load_i32(chosen + 4 * i)) >= threshold:
+            held += load_f32(weights + 4 * i)
+            number += 1
+    return held, number
 
 
 @jit

@@ -24,8 +24,6 @@ def page_select(
     top_p: float,
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.page_select`."""
-    if top_p < 1:
-        raise NotImplementedError(f"top_p {top_p}; 1")
     register(NAME, "pallas_kernels.page_select._native")
     rows, heads, _, total = scores.shape
     workers = min(os.cpu_count() or 1, MAX_WORKERS)
@@ -34,7 +32,7 @@ def page_select(
         jax.ShapeDtypeStruct((rows, heads), jnp.int32),
         jax.ShapeDtypeStruct((workers, 2 * total + BINS), jnp.int32),
     )
-    settings = jnp.array([first, last], jnp.int32), jnp.float32(scale)
+    settings = jnp.array([first, last], jnp.int32), jnp.array([scale, top_p], jnp.float32)
     call = jax.ffi.ffi_call(NAME, results, vmap_method="sequential")
     positions, number, _ = call(scores, pages.astype(jnp.int32), keep.astype(jnp.int32), *settings)
     return positions, number

@@ -126,16 +126,24 @@ def test_what_lies_past_the_pages_has_no_influence(implementation):
     assert chosen(got[0]) == chosen(got[1])
 
 
-def test_top_p_takes_the_fewest_pages_that_hold_the_share():
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "top_p"), [("normal", 0.6), ("normal", 0.05), ("normal", 0.999), ("ties", 0.47)]
+)
+def test_top_p_takes_the_fewest_pages_that_hold_the_share(kind, top_p, group, implementation):
     rng = np.random.default_rng(3)
-    scores = (rng.standard_normal((4, 2, 1, 64)) * 3).astype(np.float32)
-    got = page_select(
-        jnp.asarray(scores), jnp.full(4, 64), jnp.full(4, 32), width=32, first=1, last=1, top_p=0.6, scale=1.0
-    )
+    scores = KINDS[kind](rng, (4, 2, group, 64)).astype(np.float32) * (0.3 if kind == "normal" else 1)
+    pages, keep = jnp.full(4, 64), jnp.full(4, 32)
+    settings = {"width": 32, "first": 1, "last": 1, "top_p": top_p, "implementation": implementation}
+    got = page_select(jnp.asarray(scores), pages, keep, **settings, scale=1.0)
     for row, heads in enumerate(chosen(got)):
         for head, mine in enumerate(heads):
-            weights = np.exp(scores[row, head, 0].astype(np.float64))
+            ranks = ranks_of(scores[row, head], 1.0).astype(np.float64)
+            if kind == "ties":  # equal to the last digit where they are in float32
+                ranks = np.round(ranks, 4)
+            weights = np.exp(ranks)
             weights /= weights.sum()
-            order = [0, 63, *(p for p in np.argsort(-weights) if p not in (0, 63))]
-            enough = int(np.searchsorted(np.cumsum(weights[order]), 0.6)) + 1
+            order = [0, 63, *(p for p in np.argsort(-weights, kind="stable") if p not in (0, 63))]
+            enough = int(np.searchsorted(np.cumsum(weights[order]), top_p)) + 1
             assert mine == sorted(order[: min(max(enough, 3), 32)])
