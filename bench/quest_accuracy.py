@@ -24,6 +24,8 @@ from pallas_kernels.page_scores import page_scores
 CASES = (("passkey", 4096), ("passkey", 8192), ("lines", 2048), ("lines", 4096))
 SHARES = (4, 8, 16)  # the budget is the context over one of these
 QUOTED = 8
+METHODS = (("dense", 1), *((m, s) for m in ("ours", "paper") for s in SHARES), ("kernel", QUOTED))
+NLL_BUDGETS = (256, 512, 1024)
 TAIL = 48  # tokens: the question goes through the sparse path, as in the paper
 PAGE = 16
 QUEST = {"ours": "shared", "paper": "paper", "kernel": "kernel"}
@@ -34,13 +36,13 @@ TOP = 10  # keys whose recall is counted
 def run(*, quick: bool, options: list[str]) -> Result:
     parser = argparse.ArgumentParser(prog="python -m bench quest-accuracy")
     parser.add_argument("--model", default=str(EMBEDDED_MODEL), help="converted folder")
-    parser.add_argument("--items", type=int, default=20 if quick else 200, help="of a task and length")
+    parser.add_argument("--items", type=int, default=20 if quick else 100, help="of a task and length")
     parser.add_argument("--baseline-items", type=int, default=10 if quick else 50)
     known = parser.parse_args(options)
     settings = {"items": known.items, "baseline_items": known.baseline_items, "tail": TAIL, "quick": quick}
     result = Result("quest-accuracy", settings)
     rows: list[dict[str, Any]] = [{"task": task, "context": context} for task, context in CASES]
-    for method, share in [("dense", 1), *((m, s) for m in QUEST for s in SHARES)]:
+    for method, share in METHODS:
         for row in rows:
             row |= _answered(known.model, row["task"], row["context"], method, share, known.items)
             print(row, flush=True)
@@ -53,7 +55,10 @@ def run(*, quick: bool, options: list[str]) -> Result:
         result.summary[f"{name}_dense"] = row["dense"]
         for method in ("ours", "paper", "window", "tova"):
             result.summary[f"{name}_{method}"] = row[f"{method}_{QUOTED}"]
-    result.summary["nll_ratio"] = nll(known.model, 512) / nll(known.model, 0)
+    dense = result.summary["nll_dense"] = nll(known.model, "dense", 0)
+    for method in ("ours", "paper"):
+        for budget in NLL_BUDGETS[1:2] if quick else NLL_BUDGETS:
+            result.summary[f"nll_ratio_{method}_{budget}"] = nll(known.model, method, budget) / dense
     result.summary["recall_top10"] = recall(known.model, 10 if quick else 40)
     return result
 
@@ -108,10 +113,10 @@ def _prompt(llm: LLM, item: Item) -> list[int]:
     return list(llm.tokenizer.encode(item.prompt))
 
 
-def nll(path: str, budget: int) -> float:
+def nll(path: str, method: str, budget: int) -> float:
     """Mean negative log-likelihood of held-out stories laid end to end to 4,096 tokens; the second half goes token by token."""
-    more = ("sparsity.prompt_tail=2048",) if budget else ()
-    llm = _model(path, "ours" if budget else "dense", budget, more)
+    more = () if method == "dense" else ("sparsity.prompt_tail=2048",)
+    llm = _model(path, method, budget, more)
     assert llm.tokenizer is not None
     encode, texts = llm.tokenizer.encode, held_out_stories(200)
     whole = [token for text in texts for token in encode(text)]
