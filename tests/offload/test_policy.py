@@ -99,3 +99,10 @@ def test_the_best_prefix_is_the_simulators():
             for k in range(len(missing) + 1)
         ]
         assert seconds(load, policy.balanced(load, costs), costs) <= min(times) * (1 + 1e-12)
+
+
+def test_without_a_link_the_host_computes_all_that_is_missing():
+    costs = Costs(host=Engine(1.0, 0.5), device=Engine(0.1, 0.01), link=float("inf"))
+    load = Load(np.array([500, 0, 7, 2]), np.array([False, False, False, True]))
+    for decide in (policy.balanced, policy.fiddler):
+        assert decide(load, costs) == Split(host=(0, 2))
