@@ -1,4 +1,4 @@
-"""The fixed evaluation set, version 1: the same items for everybody, from names, values and pairs never trained on."""
+"""The fixed evaluation set, version 2: the same items for everybody, from names, values and pairs never trained on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.pocket import tasks
 from bench.pocket.tasks import Document, Size
 from bench.pocket.words import Source
 
-VERSION = 1  # any change of the items needs a new number: later results are compared with earlier ones
+VERSION = 2  # any change of the items needs a new number: later results are compared with earlier ones
 COUNT = 500  # items of a task and length
 CASES: dict[str, tuple[int, ...]] = {
     "passkey": (1024, 2048, 4096, 8192),
@@ -66,7 +66,7 @@ def _item(task: str, tokens: int, size: Size, index: int) -> Item:
     depth = index % 11 / 10 if task == "passkey" else None
     while not (document := _document(task, source, tokens - ANSWER, size, depth)).turns:
         pass
-    question, answer = document.turns[0]
+    question, answer, _ = document.turns[0]
     return Item(task, f"{document.context}\n{question}", answer, document.chat, depth)
 
 

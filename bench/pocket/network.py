@@ -19,42 +19,46 @@ KEPT = 512  # tokens of a sequence whose attention weights are kept for the back
 
 
 class Losses(NamedTuple):
-    """nll: weighted mean over targets; balance: Switch's, 1 when uniform; z: router logits; load: [layers, E], times uniform."""
+    """nll: weighted mean over targets; balance: Switch's, 1 when uniform; z: router logits; load: [layers, E], times uniform;
+    hints: mean negative log-likelihood of what the probes should read."""
 
     nll: jax.Array
     balance: jax.Array
     z: jax.Array
     load: jax.Array
+    hints: jax.Array
 
 
 def forward(
     model: Decoder, config: ModelConfig, ids: jax.Array, positions: jax.Array, capacity: float = CAPACITY
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Hidden states after the final norm, and what the routers did.
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Hidden states after the final norm, what the routers did, and the hidden states that probes read.
 
     Args:
       ids, positions: int32 [B, L].
       capacity: see CAPACITY; tokens beyond it miss that expert.
 
     Returns:
-      hidden [B, L, D], balance [], z [], load [layers, E].
+      hidden [B, L, D], balance [], z [], load [layers, E], halfway [2, B, L, D]: after half of the layers, and before the last.
     """
     rows, length = ids.shape
     flat = positions.reshape(-1)
     angles = rotary.angles(config.rope, flat, flat + 1)
     hidden = model.embed[ids.reshape(-1)]
-    balances, zs, loads = [], [], []
+    balances, zs, loads, after = [], [], [], []
     for layer in (layer for run in model.runs for layer in run):
         x = norm(hidden, layer.attn_norm, config)
         hidden = hidden + attention(x, layer.attention, config, angles, rows)
         x = norm(hidden, layer.mlp_norm, config)
         added, balance, z, load = experts(x, layer.mlp, config, capacity)
         hidden = hidden + added
+        after.append(hidden)
         balances.append(balance)
         zs.append(z)
         loads.append(load)
     hidden = norm(hidden, model.norm, config).reshape(rows, length, -1)
-    return hidden, jnp.mean(jnp.stack(balances)), jnp.mean(jnp.stack(zs)), jnp.stack(loads)
+    halfway = jnp.stack([after[len(after) // 2 - 1], after[-2]]).reshape(2, rows, length, -1)
+    return hidden, jnp.mean(jnp.stack(balances)), jnp.mean(jnp.stack(zs)), jnp.stack(loads), halfway
 
 
 def attention(
@@ -183,13 +187,29 @@ def losses(
     ids: jax.Array,
     positions: jax.Array,
     weights: jax.Array,
+    hints: jax.Array,
+    probes: jax.Array,
     capacity: float = CAPACITY,
 ) -> Losses:
-    """Of sequences ids int32 [B, L + 1], positions [B, L + 1]; weights [B, L + 1] says how much each target counts."""
-    hidden, balance, z, load = forward(model, config, ids[:, :-1], positions[:, :-1], capacity)
+    """Of sequences as in bench.pocket.data.Rows; probes: [2 x slots of a level, D, D], to where the head reads tokens."""
+    hidden, balance, z, load, halfway = forward(model, config, ids[:, :-1], positions[:, :-1], capacity)
     head = model.head if model.head is not None else model.embed.T
     scores = hidden.reshape(-1, hidden.shape[-1]) @ head
     each = optax.softmax_cross_entropy_with_integer_labels(scores, ids[:, 1:].reshape(-1))
     weight = weights[:, 1:].reshape(-1)
     nll = jnp.sum(each * weight) / jnp.maximum(jnp.sum(weight), 1.0)
-    return Losses(nll, balance, z, load)
+    return Losses(nll, balance, z, load, _hinted(halfway, hints, probes, head))
+
+
+def _hinted(halfway: jax.Array, hints: jax.Array, probes: jax.Array, head: jax.Array) -> jax.Array:
+    """Mean negative log-likelihood of the hints. halfway [2, B, L, D], hints [B, H, 3], probes [S, D, D], head [D, V]."""
+    rows, most, _ = hints.shape
+    place, slot, token = hints.reshape(-1, 3).T
+    known = slot >= 0
+    slot = jnp.maximum(slot, 0)
+    state = halfway[slot // (len(probes) // 2), jnp.repeat(jnp.arange(rows), most), place]
+    state = state * jax.lax.rsqrt(jnp.mean(jnp.square(state), -1, keepdims=True) + 1e-5)
+    read = jnp.einsum("nd,sde->nse", state, probes)
+    read = jnp.take_along_axis(read, slot[:, None, None], axis=1)[:, 0]
+    each = optax.softmax_cross_entropy_with_integer_labels(read @ head, token)
+    return jnp.sum(each * known) / jnp.maximum(jnp.sum(known), 1)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.pocket import words
-from bench.pocket.stories import AIR, Turn, story
+from bench.pocket.phrases import AIR
+from bench.pocket.stories import Told, Turn, story
 from bench.pocket.stories import index as story_index
 from bench.pocket.words import Source
 
@@ -35,6 +36,7 @@ class Document:
       chat: the first question follows the context in a user's message, further ones are further messages; otherwise
         questions and answers follow the context as plain text.
       prose: how much each token of the context counts in training, beside 1 for the answers'.
+      told: the facts that sentences of the context say.
     """
 
     task: str
@@ -42,6 +44,7 @@ class Document:
     turns: list[Turn] = field(default_factory=list)
     chat: bool = True
     prose: float = 0.1
+    told: list[Told] = field(default_factory=list)
 
 
 Size = Callable[[str], int]
@@ -174,13 +177,13 @@ def story_questions(source: Source, tokens: int, size: Size, *, asked: int = 1) 
             break
         facts = int(facts * 0.9)
     turns = source.rng.sample(made.turns, min(asked, len(made.turns)))
-    return Document("story", made.text, turns, prose=0.25)
+    return Document("story", made.text, turns, prose=0.25, told=made.told)
 
 
 def index(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Document:
     """Sentences about things, then who and what belongs to each: for training only."""
     made = story_index(source, max(2, tokens // 15))
-    return Document("index", made.text, made.turns[:asked], chat=False, prose=0.05)
+    return Document("index", made.text, made.turns[:asked], chat=False, prose=0.05, told=made.told)
 
 
 def needles(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Document:
@@ -191,7 +194,7 @@ def needles(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Docum
     for sentence in sentences:
         filler.insert(source.rng.randint(0, len(filler)), f"Note: {sentence}")
     turns = source.rng.sample(made.turns, min(asked, len(made.turns)))
-    return Document("needles", "\n".join(filler), turns, prose=0.02)
+    return Document("needles", "\n".join(filler), turns, prose=0.02, told=made.told)
 
 
 def count(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Document:
@@ -245,7 +248,7 @@ def classify(source: Source, tokens: int, size: Size, *, asked: int = 1) -> Docu
 def plain(source: Source, tokens: int, size: Size, *, asked: int = 0) -> Document:
     """A story and nothing else: for its language."""
     made = story(source, max(2, tokens // 22), 1.0)
-    return Document("plain", made.text, [], chat=False, prose=0.25)
+    return Document("plain", made.text, [], chat=False, prose=0.4, told=made.told)
 
 
 Task = Literal["passkey", "lines", "table", "story", "needles", "count", "classify", "plain"]

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
-from bench.pocket import tasks
+from bench.pocket import tasks, words
 from bench.pocket.words import Source
 
 CONTEXT = 8192
@@ -32,14 +32,20 @@ CHAT_TEMPLATE = (
 
 
 def corpus(documents: int, seed: int) -> Iterator[str]:
-    """Texts of all tasks, stories above all, from the names and values that training may use."""
+    """Texts of all tasks, stories above all, from the names and values that training may use.
+
+    First come syllables by themselves, so that a name begins with a token of a whole syllable, which tells it from others.
+    """
+    syllables = list(words.syllables())
+    for _ in range(documents):
+        yield " ".join(f"{s.capitalize()}-{s}" for s in 4 * syllables)
     source = Source(random.Random(f"tokenizer {seed}"))
     kinds = (
         ["plain"] * 8 + ["story"] * 3 + ["table"] * 2 + ["lines", "passkey", "needles", "count", "classify"]
     )
     for index in range(documents):
         document = tasks.make(kinds[index % len(kinds)], source, 700, lambda text: len(text) // 4, 4)
-        yield "\n".join([document.context, *(part for turn in document.turns for part in turn)])
+        yield "\n".join([document.context, *(part for turn in document.turns for part in turn[:2])])
 
 
 def train(documents: int = 6000, seed: int = 0, vocabulary: int = VOCABULARY) -> Tokenizer:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ import orbax.checkpoint as ocp
 from optax.contrib import MuonDimensionNumbers, muon
 from tokenizers import Tokenizer
 
-from bench.pocket import network, start, tokenizer
+from bench.pocket import hints, network, start, tokenizer
 from bench.pocket.data import Data, Rows
+from bench.pocket.plan import PLAN, Stage, at
 from bench.pocket.tokenizer import BOS, CONTEXT, EOS, VOCABULARY
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import init, unstack
@@ -53,57 +53,18 @@ ARCHITECTURE: dict[str, Any] = {
     "eos_token_id": EOS,
 }
 Params = dict[str, jax.Array]
-Shape = tuple[int, int]  # sequences, tokens of each
 BALANCE, Z = 0.3, 1e-3  # weights of the routers' losses
+HINTS = 0.5  # weight of the probes' loss
+PROBES = "probes"  # among the parameters, in training only
 ADAM_SHARE = 0.2  # AdamW's rate over Muon's
 SAVE_SECONDS = 180.0
-LEARN = {"chunks": 4.0, "table": 4.0, "lines": 2.0, "story": 2.0, "passkey": 1.0, "needles": 0.5, "count": 0.3, "classify": 0.3, "plain": 0.3}  # fmt: skip
-MIX = {"chunks": 1.2, "index": 2.5, "table": 0.8, "lines": 1.5, "story": 3.5, "passkey": 0.5, "needles": 0.7, "count": 0.4, "classify": 0.4, "plain": 0.4}  # fmt: skip
-LONG = {"table": 0.7, "lines": 3.0, "story": 2.0, "passkey": 2.5, "needles": 1.5, "count": 0.1, "classify": 0.2, "plain": 0.2}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Consecutive steps of one kind.
-
-    Attributes:
-      shapes: of the batches, in turn.
-      rates: Muon's learning rate at its first and last step, linear between.
-      mix: how often each task is drawn.
-    """
-
-    steps: int
-    shapes: tuple[Shape, ...]
-    rates: tuple[float, float]
-    mix: Mapping[str, float]
-
-
-PLAN = (
-    Stage(30, ((32, 128),), (0.0, 0.02), LEARN),
-    Stage(250, ((32, 128),), (0.02, 0.02), LEARN),
-    Stage(800, ((8, 512), (8, 512), (8, 512), (32, 128)), (0.02, 0.02), MIX),
-    Stage(1600, ((8, 512), (8, 512), (8, 512), (4, 1024)), (0.02, 0.015), MIX),
-    Stage(600, ((8, 512), (4, 1024), (8, 512), (2, 2048)), (0.015, 0.008), MIX),
-    Stage(400, ((8, 512), (2, 2048), (2, 2048), (1, 4096), (8, 512), (1, 8192)), (0.008, 0.0), LONG),
-)
-
-
-def at(plan: tuple[Stage, ...], step: int) -> tuple[Stage, Shape, float] | None:
-    """Stage, shape and rate of a step; None after the last."""
-    for stage in plan:
-        if step < stage.steps:
-            first, last = stage.rates
-            rate = first + (last - first) * (step + 1) / stage.steps
-            return stage, stage.shapes[step % len(stage.shapes)], rate
-        step -= stage.steps
-    return None
 
 
 class Trainer:
     """The model, its optimizer, and one step of training.
 
     Attributes:
-      params: float32, by path in the model.
+      params: float32, by path in the model; and the probes.
       step: steps done.
     """
 
@@ -114,6 +75,8 @@ class Trainer:
         paths, self._tree = jax.tree.flatten_with_path(model)
         self.params: Params = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
         self._names = list(self.params)
+        wide, slots = self.config.hidden_size, 2 * hints.SLOTS
+        self.params[PROBES] = wide**-0.5 * jax.random.normal(jax.random.key(seed), (slots, wide, wide))
         self.optimizer = optax.chain(
             optax.clip_by_global_norm(1.0),
             muon(
@@ -148,8 +111,10 @@ class Trainer:
                 jnp.asarray(rows.ids),
                 jnp.asarray(rows.positions),
                 jnp.asarray(rows.weights),
+                jnp.asarray(rows.hints),
+                params[PROBES],
             )
-            return losses.nll + BALANCE * losses.balance + Z * losses.z, losses
+            return losses.nll + BALANCE * losses.balance + Z * losses.z + HINTS * losses.hints, losses
 
         slope, losses = jax.grad(total, has_aux=True)(params)
         change, state = self.optimizer.update(slope, state, params)
@@ -164,6 +129,7 @@ def _matrices(params: Params) -> dict[str, MuonDimensionNumbers | None]:
         ".out": MuonDimensionNumbers((0, 1), 2),
         "gate_up": MuonDimensionNumbers(1, 3),
         "down": MuonDimensionNumbers(1, 2),
+        PROBES: MuonDimensionNumbers(1, 2),
     }
     return {name: next((a for key, a in axes.items() if name.endswith(key)), None) for name in params}
 
@@ -253,8 +219,9 @@ def _show(step: int, recent: list[Any], rate: float, speed: float, seconds: floa
     )
     load = np.mean([np.asarray(r[1].load) for r in recent], axis=0)
     norm = np.mean([float(r[2]) for r in recent])
+    hinted = np.mean([float(r[1].hints) for r in recent])
     print(
-        f"step {step:5d} nll {nll} | load {load.min():.2f}-{load.max():.2f} | grad {norm:.2f} | rate {rate:.4f} | "
+        f"step {step:5d} nll {nll} | hints {hinted:.3f} | load {load.min():.2f}-{load.max():.2f} | grad {norm:.2f} | rate {rate:.4f} | "
         f"{speed:,.0f} tokens/s | {seconds:.0f} s",
         flush=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -20,14 +20,14 @@ ROLES = _words(
 )
 KINDS = _words("girl boy woman man child")
 MOODS = _words("happy sad quiet brave kind clever shy proud calm curious tired merry gentle lazy careful")
-COLOURS = _words("red blue green yellow white black brown grey pink purple orange golden silver")
+COLOURS = _words("red blue green yellow white black brown grey pink purple golden silver")
 ANIMALS = _words(
     "dog cat horse goat duck rabbit parrot turtle pony mouse hen pig sheep fox owl hamster donkey lamb"
 )
 THINGS = _words(
     "ball cup key book hat coin pen ring lamp kite drum bell map rope knife shoe scarf clock mirror brush candle basket "
     "spoon flute button letter bottle feather shell whistle needle ladder bucket blanket pillow hammer compass necklace "
-    "umbrella teapot marble puppet lantern ribbon stamp stone"
+    "teapot marble puppet lantern ribbon stamp stone"
 )
 HOLDERS = _words(
     "box bag drawer chest cupboard barrel jar crate trunk sack pot case wagon cabinet suitcase bowl tin wardrobe"
@@ -59,9 +59,9 @@ NOUNS = _words(
     "orange parcel queen ribbon sugar temple union valley walnut actor bishop cactus diesel estate fossil gravy harp "
     "injury jewel knight lizard monster notebook oxygen pirate rhyme spider theory voyage"
 )
-_ONSETS = _words("b br c ch d dr f fl g gr h j k l m n p pr qu r s sh st t th tr v w z")
-_VOWELS = _words("a e i o u ai ea ee oo ou")
-_CODAS = _words("b ck d f g k l ll m n nd ng nt p r rd rn rt s sh ss st t th v x z")
+_ONSETS = _words("b bl br ch d dr f fl fr g gl gr h j k kr l m n p pl pr r s sh sl st t tr v w z")
+_VOWELS = _words("a e i o u")
+_CODAS = _words("b d g k l m n p r s t x z")
 
 
 def held_out(text: str) -> bool:
@@ -70,9 +70,20 @@ def held_out(text: str) -> bool:
 
 
 def made_up(rng: random.Random) -> str:
-    """A pronounceable word of one to three syllables, such as "brelt" or "tamooshin"."""
-    parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((1, 2, 2, 3)))]
-    return "".join(parts) + (rng.choice(_CODAS) if len(parts) == 1 or rng.random() < 0.6 else "")
+    """A pronounceable word of one or two syllables, such as "brel" or "tamo"."""
+    parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((1, 2, 2)))]
+    return "".join(parts) + (rng.choice(_CODAS) if len(parts) == 1 or rng.random() < 0.4 else "")
+
+
+def syllables() -> Iterator[str]:
+    """What made-up words are made of, endings aside."""
+    return (onset + vowel for onset in _ONSETS for vowel in _VOWELS)
+
+
+def first_syllable(word: str) -> str:
+    """Up to its first vowel: "Bre" of "Brel"."""
+    end = next((i for i, letter in enumerate(word) if letter in "aeiouAEIOU"), len(word))
+    return word[: end + 1]
 
 
 class Source:
@@ -103,16 +114,13 @@ class Source:
         """Of a person or pet: a common one (in training only) or a made-up one."""
         if not self.unseen and self.rng.random() < 0.3:
             return self.rng.choice(GIVEN)
-        return self.draw(lambda: made_up(self.rng).capitalize())
+        while (name := self.draw(lambda: made_up(self.rng).capitalize())) in GIVEN:
+            pass
+        return name
 
     def pair(self) -> str:
-        """Of a line: "torpid-kid", sometimes with made-up words."""
-        rng = self.rng
-
-        def word(pool: Sequence[str]) -> str:
-            return rng.choice(pool) if rng.random() < 0.75 else made_up(rng)
-
-        return self.draw(lambda: f"{word(ADJECTIVES)}-{word(NOUNS)}")
+        """Of a line, as LongChat names them: "torpid-kid"."""
+        return self.draw(lambda: f"{self.rng.choice(ADJECTIVES)}-{self.rng.choice(NOUNS)}")
 
     def several(self, make: Callable[[], str], count: int) -> list[str]:
         """Distinct ones, in random order."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench.pocket import export, network, tokenizer, train
+from bench.pocket import export, network, plan, tokenizer, train
 from bench.pocket.data import Data
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.models import decoder
@@ -64,7 +64,15 @@ def test_forward_is_the_engines(data):
 def test_attention_in_blocks_is_attention(monkeypatch, data):
     trainer = train.Trainer(1, architecture=TINY)
     rows = data.batch(0, 1, 512, MIX)
-    args = (trainer.model(), trainer.config, rows.ids, rows.positions, rows.weights)
+    args = (
+        trainer.model(),
+        trainer.config,
+        rows.ids,
+        rows.positions,
+        rows.weights,
+        rows.hints,
+        trainer.params[train.PROBES],
+    )
 
     def slope(model):
         return jax.tree.leaves(jax.grad(lambda m: network.losses(m, *args[1:]).nll)(model))
@@ -105,8 +113,8 @@ def test_going_on_gives_the_same_bits(tmp_path, data):
 
 
 def test_the_plan_goes_through_its_stages():
-    plan = (train.Stage(2, ((4, 8),), (0.0, 1.0), {}), train.Stage(3, ((1, 2), (3, 4)), (1.0, 0.0), {}))
-    found = [train.at(plan, step) for step in range(6)]
+    stages = (plan.Stage(2, ((4, 8),), (0.0, 1.0), {}), plan.Stage(3, ((1, 2), (3, 4)), (1.0, 0.0), {}))
+    found = [plan.at(stages, step) for step in range(6)]
     assert [f and f[1] for f in found] == [(4, 8), (4, 8), (1, 2), (3, 4), (1, 2), None]
     assert [f and round(f[2], 2) for f in found] == [0.5, 1.0, 0.67, 0.33, 0.0, None]
 

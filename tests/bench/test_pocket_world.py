@@ -6,6 +6,7 @@ import re
 import pytest
 
 from bench.pocket import items, stories, tasks, words
+from bench.pocket.phrases import FACTS
 from bench.pocket.words import Source, held_out
 
 
@@ -20,7 +21,7 @@ def documents(task, count=40, *, unseen=False, tokens=400):
 
 def test_pass_keys_are_in_the_context_after_their_owner():
     for document in documents("passkey"):
-        for question, answer in document.turns:
+        for question, answer, _ in document.turns:
             subject = question.split("? ")[1].removesuffix(" is")
             found = re.findall(rf"{subject} is (\d+)\.", document.context)
             assert found == [answer.strip(" .")]
@@ -32,7 +33,7 @@ def test_lines_are_found_by_their_names():
         record = dict(
             re.findall(r"^line (\S+): REGISTER_CONTENT is <(\d+)>$", document.context, re.MULTILINE)
         )
-        for question, answer in document.turns:
+        for question, answer, _ in document.turns:
             name = re.search(r"line (\S+?)\?", question)[1]
             assert answer == f"line {name}: REGISTER_CONTENT is <{record[name]}>"
             asked += 1
@@ -43,7 +44,7 @@ def test_a_question_of_a_story_has_one_answer_that_the_text_holds():
     for document in documents("story"):
         questions = [turn.question for turn in document.turns]
         assert len(set(questions)) == len(questions)
-        for _, answer in document.turns:
+        for _, answer, _ in document.turns:
             told = [
                 word
                 for word in re.findall(r"\w+", answer)
@@ -54,7 +55,7 @@ def test_a_question_of_a_story_has_one_answer_that_the_text_holds():
 
 # every phrasing of a fact as a pattern, and from it the answer: an independent reading of the story
 def _readings(text):
-    for kind, facts in stories.FACTS.items():
+    for kind, facts in FACTS.items():
         for told in facts[0].told:
             pattern = re.escape(told).replace(r"\{", "{").replace(r"\}", "}")
             seen = set()
@@ -65,7 +66,7 @@ def _readings(text):
             for match in re.finditer(rf"(?:^|(?<=[.?!\"\n] )|(?<=\n)){pattern}", text):
                 values = {int(name[1:]): value for name, value in match.groupdict().items()}
                 filled = [values.get(i, "") for i in range(4)]
-                yield from (fact.answer.format(*filled) for fact in stories.FACTS[kind])
+                yield from (fact.answer.format(*filled) for fact in FACTS[kind])
 
 
 def test_answers_of_a_story_can_be_read_from_it():
@@ -79,7 +80,7 @@ def test_counts_and_comparisons():
     for document in documents("count"):
         shelf = re.search(r"On the shelf: (.*?)\.", document.context)[1].split(", ")
         has = {name: int(n) for name, n in re.findall(r"(\w+) had (\d+) ", document.context)}
-        for question, answer in document.turns:
+        for question, answer, _ in document.turns:
             if question.startswith("How many"):
                 thing = question.split()[4]
                 assert answer == f"{thing}: {shelf.count(thing)}"
@@ -96,7 +97,7 @@ def test_examples_of_the_asked_group_come_before():
         for word, label in shown.items():
             names = [name for name, members in tasks.GROUPS.items() if word in members]
             labels.setdefault(label, set()).update(names)
-        for question, answer in document.turns:
+        for question, answer, _ in document.turns:
             word = question.removesuffix(" ->")
             assert word not in shown
             assert group[word] in labels[answer.strip()] or any(
