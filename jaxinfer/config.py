@@ -196,12 +196,15 @@ class ScheduleSettings(Section):
     """In which order requests are admitted.
 
     Attributes:
-      policy: "fcfs" admits them as they come; "dfs" in depth-first order of the prefix tree, so that prompts with a
-        common prefix follow each other and a small pool finds it again.
+      policy: "fcfs" admits them as they come, "random" in random order; "longest-prefix" prefers, of those that wait, the one
+        with the longest prefix in the cache; "dfs" takes depth-first order of the prefix tree, so that prompts with a common
+        prefix follow each other and a small pool finds it again; "blend" plans the batch by compute and memory demand
+        (BlendServe): prefixes stay together, and every step mixes prefill-heavy with decode-heavy requests. Plans are made for
+        batch files; other calls come as they come.
     """
 
     section: ClassVar[str] = "schedule"
-    policy: str = setting("fcfs", choices=("fcfs", "dfs"))
+    policy: str = setting("fcfs", choices=("fcfs", "random", "longest-prefix", "dfs", "blend"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxinfer.attention.policy import quest_policy
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, SamplingParams, TokenIds
+from jaxinfer.engine.blend import Blend
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.errors import ModelError, RequestError
@@ -22,6 +23,7 @@ from jaxinfer.models.checkpoint import Manifest, load_model, read_manifest
 from jaxinfer.models.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.offload.budget import expert_format
 from jaxinfer.offload.store import ExpertStore
+from jaxinfer.schedule.workload import Sharing, Workload
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "model"
 Prompt = str | TokenIds
@@ -109,12 +111,19 @@ class LLM:
             scores.append(out.prompt_logprobs)
         return scores[0] if single else scores
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def stream(self, requests: Iterable[Request], plan: Blend | None = None) -> Iterator[Completion]:
         """Completions in the order in which they finish; `requests` is read as the engine has room for more.
 
         Closing the iterator cancels what is unfinished.
+
+        Args:
+          plan: from `blend`; `requests` then come in the order of its `indices`.
         """
-        return self.engine.run(requests)
+        return self.engine.run(requests, plan)
+
+    def blend(self, workload: Workload, sharing: Sharing) -> Blend:
+        """A plan for a whole batch by its compute and memory demand, see `schedule.policy`."""
+        return self.engine.blend(workload, sharing)
 
     def token_limit(self, request: Request) -> int:
         """Most tokens of the prompt and one answer.

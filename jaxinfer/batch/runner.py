@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from jaxinfer.batch.reorder import InputOrder
 from jaxinfer.batch.rows import row_error
 from jaxinfer.batch.source import Source
 from jaxinfer.batch.spool import Refused, Spool, Ticket
-from jaxinfer.batch.survey import Engine, Survey
+from jaxinfer.batch.survey import BlendEngine, Engine, Survey
 from jaxinfer.batch.tally import Tally
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request
@@ -55,6 +56,7 @@ class BatchRun:
         self.history = History()
         self._spool = Spool(settings.batch.spool or spool)
         self._order = np.zeros(0, np.int64)
+        self._blend: Any = None  # the plan of policy "blend", which says at each turn who is next
         self._in_flight: dict[str, Ticket] = {}
         self._put: Callable[[int, bytes], None] = lambda place, line: None
 
@@ -86,7 +88,11 @@ class BatchRun:
     def _plan(self) -> None:
         workload, cache = self._spool.workload(), self._settings.cache
         sharing = Sharing.of(workload, cache.page_size) if cache.prefix_sharing else Sharing.none(workload)
-        self._order = POLICIES[self._settings.schedule.policy](sharing)
+        policy = self._settings.schedule.policy
+        if policy == "blend":
+            self._blend = cast(BlendEngine, self._engine).blend(workload, sharing)
+        else:
+            self._order = POLICIES[policy](sharing)
         self._tally.plan(Estimate(workload, sharing), self._computed_tokens())
 
     def _computed_tokens(self) -> Callable[[], float]:
@@ -105,7 +111,10 @@ class BatchRun:
         self._tally.started = time.monotonic()  # loading and reading are no part of the rates
         self.history = History()
         self._sample()
-        stream = iter(self._engine.stream(self._requests()))
+        if self._blend is None:
+            stream = iter(self._engine.stream(self._requests()))
+        else:
+            stream = iter(cast(BlendEngine, self._engine).stream(self._requests(), self._blend))
         try:
             for completion in stream:
                 with self._interruption.shielded():
@@ -139,13 +148,15 @@ class BatchRun:
 
     def _requests(self) -> Iterator[Request]:
         """Requests in planned order; rows in error go straight to the journal."""
-        for index in self._order:
+        for index in self._order if self._blend is None else self._blend.indices():
             row = self._spool.read(int(index))
             if isinstance(row, Refused):
                 self._write_refused(row)
             else:
                 request, ticket = row
                 self._in_flight[request.id] = ticket
+                if self._blend is not None:
+                    self._blend.expects(request.id, index)
                 yield request
 
     def _write_refused(self, row: Refused) -> None:

@@ -1,4 +1,4 @@
-"""Requests on disk between the survey of a batch and their turn: what stays in memory is some 30 bytes a row."""
+"""Requests on disk between the survey of a batch and their turn: what stays in memory is some 40 bytes a row."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class Spool:
     def __init__(self, folder: str | None):
         self._folder = folder or tempfile.gettempdir()
         self._rows, self._tokens = self._open(), self._open()
-        self._ends, self._token_ends, self._limits = array("Q"), array("Q"), array("q")
+        self._ends, self._token_ends = array("Q"), array("Q")
+        self._limits, self._floors = array("q"), array("q")
         self._row_bytes = self._token_count = 0
         self._samplings: list[SamplingParams] = []
         self._sampling_index: dict[int, int] = {}  # by identity
@@ -78,7 +79,8 @@ class Spool:
         line = ticket.line
         sampling = self._short(request.sampling)
         record = (request.id, sampling, ticket.key, ticket.place, ticket.url, ticket.limit)
-        self._append((*record, line.file, line.number, line.input), request.prompt_ids, ticket.limit)
+        floor = _fewest_tokens(request.sampling, ticket.limit)
+        self._append((*record, line.file, line.number, line.input), request.prompt_ids, ticket.limit, floor)
 
     def _short(self, sampling: SamplingParams) -> SamplingParams | int:
         """A number for each of the first objects, which rows of a batch mostly share: most of a record, else."""
@@ -102,7 +104,8 @@ class Spool:
             tokens = np.memmap(self._tokens, np.int32, "r", shape=(self._token_count,))
         starts = np.zeros(len(self) + 1, np.int64)
         starts[1:] = self._token_ends
-        return Workload(tokens=tokens, starts=starts, answer_limits=np.array(self._limits, np.int64))
+        limits, floors = np.array(self._limits, np.int64), np.array(self._floors, np.int64)
+        return Workload(tokens=tokens, starts=starts, answer_limits=limits, answer_floors=floors)
 
     def read(self, index: int) -> tuple[Request, Ticket] | Refused:
         record = pickle.loads(_read(self._rows, self._ends, index, 1))
@@ -119,7 +122,7 @@ class Spool:
             with contextlib.suppress(OSError):  # what a full disk left in the buffer
                 file.close()
 
-    def _append(self, record: tuple, ids: np.ndarray, limit: int) -> None:
+    def _append(self, record: tuple, ids: np.ndarray, limit: int, floor: int = 0) -> None:
         data = pickle.dumps(record, pickle.HIGHEST_PROTOCOL)
         try:
             self._rows.write(data)
@@ -131,6 +134,7 @@ class Spool:
         self._ends.append(self._row_bytes)
         self._token_ends.append(self._token_count)
         self._limits.append(limit)
+        self._floors.append(floor)
 
     def _flushed(self) -> None:
         try:
@@ -152,6 +156,13 @@ class Spool:
             f"{self._folder}: cannot hold the requests that wait: {error.strerror}; make room, or name a folder "
             "on a larger disk as batch.spool"
         )
+
+
+def _fewest_tokens(sampling: SamplingParams, limit: int) -> int:
+    """Of all choices: all tokens where nothing but the limit ends an answer."""
+    if sampling.ignore_eos and not sampling.stop and not sampling.stop_token_ids:
+        return limit
+    return min(sampling.min_tokens * sampling.n, limit)
 
 
 def _read(file: IO[bytes], ends: array, index: int, size: int) -> bytes:

@@ -15,6 +15,7 @@ from jaxinfer.batch.spool import Spool, Ticket
 from jaxinfer.batch.tally import Tally
 from jaxinfer.core import Completion, Request
 from jaxinfer.errors import RequestError
+from jaxinfer.schedule.workload import Sharing, Workload
 
 
 class Engine(Protocol):
@@ -28,6 +29,13 @@ class Engine(Protocol):
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Completion]: ...
     def metrics(self) -> dict[str, float]: ...
+
+
+class BlendEngine(Engine, Protocol):
+    """What a run under the policy "blend" needs besides."""
+
+    def stream(self, requests: Iterable[Request], plan: Any = None) -> Iterator[Completion]: ...
+    def blend(self, workload: Workload, sharing: Sharing) -> Any: ...
 
 
 class Survey:

@@ -13,7 +13,9 @@ import jax
 from jaxinfer.attention.policy import quest_policy
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, Usage
+from jaxinfer.engine.admission import Admission, LongestPrefix
 from jaxinfer.engine.answers import OpenRequest
+from jaxinfer.engine.blend import Blend
 from jaxinfer.engine.device import Device, InFlight
 from jaxinfer.engine.limits import token_limit
 from jaxinfer.engine.memory import MemoryPlan
@@ -31,11 +33,16 @@ from jaxinfer.models.rotary import prefix_namespace
 from jaxinfer.offload.host_experts import ExpertError
 from jaxinfer.offload.offload import Offload
 from jaxinfer.offload.store import ExpertStore
+from jaxinfer.schedule.cost import Cost
 from jaxinfer.schedule.demand import Demand, DemandModel
+from jaxinfer.schedule.profile import measured
+from jaxinfer.schedule.tree import RequestTree
+from jaxinfer.schedule.workload import Sharing, Workload
 
 logger = logging.getLogger("jaxinfer")
 
 WAITING_PER_SLOT = 4  # requests read ahead, per sequence that can run
+_QUANTUM = 128  # a tile of the GPU's matrix products: planned steps are filled up to whole ones
 
 
 class Engine:
@@ -56,6 +63,8 @@ class Engine:
         self.quest = quest_policy(settings, config.context_length)
         self.memory = MemoryPlan.make(config, settings, self.quest)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
+        if settings.schedule.policy == "longest-prefix":
+            self.planner.waiting = LongestPrefix(lambda: self.planner.cache)
         self.metrics = Metrics(pages=self.cache.capacity)
         self.offload = None
         if self.memory.expert_slots is not None:
@@ -75,8 +84,11 @@ class Engine:
     def cache(self) -> PageCache:
         return self.planner.cache
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def run(self, requests: Iterable[Request], admission: Admission | None = None) -> Iterator[Completion]:
         """Completions as they finish. `requests` is read as the engine has room, so it may be endless.
+
+        Args:
+          admission: decides who starts instead of the policy of the settings, in this call.
 
         Raises:
           EngineError: the engine is answering another call, or the device failed.
@@ -86,9 +98,11 @@ class Engine:
         source, more = iter(requests), True
         window = self.settings.engine.max_seqs * WAITING_PER_SLOT
         self._running = True
+        usual = self.planner.waiting
+        self.planner.waiting = usual if admission is None else admission
         try:
             while more or self.busy:
-                while more and not self._finished and len(self.planner.waiting) < window:
+                while more and not self._finished and self.planner.waiting.hungry(window):
                     request = next(source, None)
                     more = request is not None
                     if request is not None:
@@ -99,11 +113,28 @@ class Engine:
                     yield self._finished.popleft()
         finally:
             self.cancel()
+            self.planner.waiting = usual
             self._running = False
+
+    def blend(self, workload: Workload, sharing: Sharing) -> Blend:
+        """The admission of policy "blend" for a whole batch, planned for this model on this machine."""
+        size = self.settings.cache.page_size
+        engine = self.settings.engine
+        return Blend(
+            workload,
+            RequestTree.shared(workload, sharing, size),
+            Cost.of(self.demand, measured(self.memory.dtype), read_limit=self.settings.sparsity.token_budget),
+            capacity=self.memory.pool_tokens,
+            slots=engine.max_seqs,
+            max_tokens=engine.max_tokens_per_step,
+            quantum=min(_QUANTUM, max(engine.max_tokens_per_step // 16, 1)),
+            seed=engine.seed,
+        )
 
     @property
     def busy(self) -> bool:
-        return bool(self.planner.waiting or self.planner.running or self._in_flight or self._finished)
+        planner = self.planner
+        return bool(len(planner.waiting) or planner.running or self._in_flight or self._finished)
 
     def add(self, request: Request) -> None:
         """Queue a request. One that can never be served finishes at once, with its error."""
@@ -124,7 +155,7 @@ class Engine:
         )
         for sequence in opened.sequences:
             self._open[sequence] = opened
-            self.planner.waiting.append(sequence)
+            self.planner.waiting.add(sequence)
 
     def _dense_tokens(self, request: Request) -> int:
         """Tokens that attend to everything: of the prompt all but its tail, and as many as are dense by policy."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 
 from jaxinfer.config import EngineSettings
+from jaxinfer.engine.admission import Admission, Fifo
 from jaxinfer.engine.plan import Chunk, StepPlan, TokensNeeded
 from jaxinfer.engine.sequence import Sequence
 from jaxinfer.kvcache.cache import PageCache
@@ -18,12 +17,14 @@ LOOKAHEAD = 256  # waiting sequences that one step considers for admission
 
 
 class Planner:
-    """Decides the next step. Sequences are admitted in the order they came and preempted last in, first out."""
+    """Decides the next step: whom `waiting` lets start, what fits, and which chunks and tokens it computes."""
 
-    def __init__(self, settings: EngineSettings, cache: PageCache, rope: RopeConfig):
+    def __init__(
+        self, settings: EngineSettings, cache: PageCache, rope: RopeConfig, waiting: Admission | None = None
+    ):
         self.settings = settings
         self.cache = cache
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: Admission = Fifo() if waiting is None else waiting
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.max_running = settings.max_seqs
@@ -41,7 +42,7 @@ class Planner:
         self._restart_stretched(in_flight)
         plan = self._plan_step(in_flight)
         while not plan and not in_flight and len(self.running) > 1:
-            self._preempt(self.running[-1])  # chunked prefills that took each other's pages
+            self._preempt(self.waiting.victim(self.running))  # chunked prefills that took each other's pages
             plan = self._plan_step(in_flight)
         return plan
 
@@ -49,15 +50,20 @@ class Planner:
         plan = StepPlan()
         decoding = [s for s in self.running if s.decoding and not s.exhausted]
         prefilling = [s for s in self.running if not s.decoding and not s.exhausted]
-        if not (prefilling or self.waiting) and decoding:
+        if not prefilling and not len(self.waiting) and decoding:
             plan.steps = self._decode_steps(decoding)
         plan.decodes = self._plan_decodes(decoding, plan, in_flight)
-        budget = self.max_tokens - len(plan.decodes)
+        keys = sum(chunk.start + 1 for chunk in plan.decodes)
+        room = self.max_tokens - len(plan.decodes)
+        budget = room if plan.steps > 1 else self.waiting.prefill_budget(len(plan.decodes), keys, room)
         for sequence in prefilling:
             if sequence.slot >= 0:  # not preempted by the decodes above
                 budget -= self._plan_chunk(sequence, budget, plan)
         if plan.steps == 1:
             self._admit(budget, plan)
+        if plan:
+            tokens = sum(chunk.count for chunk in plan.decodes + plan.prefills)
+            self.waiting.booked(plan.steps, tokens, keys * plan.steps)
         return plan
 
     def release(self, sequence: Sequence) -> None:
@@ -67,6 +73,8 @@ class Planner:
         sequence.pages, sequence.nodes = [], []
         self._slots.append(sequence.slot)
         self.running.remove(sequence)
+        if sequence.finished:
+            self.waiting.finished(sequence)
 
     def start_again(self, cache: PageCache) -> None:
         """All keys are lost: every running sequence waits again, in its order, for pages of the new cache."""
@@ -74,7 +82,7 @@ class Planner:
             self._slots.append(sequence.slot)
             if not sequence.finished:
                 sequence.rewind()
-                self.waiting.appendleft(sequence)
+                self.waiting.preempted(sequence)
         self.running.clear()
         self.cache = cache
 
@@ -98,7 +106,7 @@ class Planner:
             while sequence.slot >= 0 and not self._reserve(sequence, 1):
                 if in_flight:
                     raise TokensNeeded
-                self._preempt(self.running[-1])
+                self._preempt(self.waiting.victim(self.running))
         chunks = []
         for sequence in decoding:
             if sequence.slot >= 0:
@@ -129,9 +137,11 @@ class Planner:
         deferred: list[Sequence] = []
         pledged = sum(self._pages_to_come(sequence) for sequence in self.running if not sequence.decoding)
         while (
-            self.waiting and len(self.running) < self.max_running and budget > 0 and len(deferred) < LOOKAHEAD
+            len(self.running) < self.max_running
+            and budget > 0
+            and len(deferred) < LOOKAHEAD
+            and (sequence := self.waiting.next()) is not None
         ):
-            sequence = self.waiting.popleft()
             if sequence.awaits_prefix:
                 deferred.append(sequence)
                 continue
@@ -149,7 +159,7 @@ class Planner:
             self._start(sequence, path)
             budget -= self._plan_chunk(sequence, budget, plan)
             pledged += self._pages_to_come(sequence)
-        self.waiting.extendleft(reversed(deferred))
+        self.waiting.put_back(deferred)
 
     def _has_room(self, sequence: Sequence, path: list[Node], pledged: int) -> bool:
         """Room for its known tokens beside the `pledged` pages of prompts that are not computed to their end, and a page
@@ -172,6 +182,7 @@ class Planner:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed
         self.running.append(sequence)
+        self.waiting.started(sequence)
 
     def _is_being_computed(self, sequence: Sequence, cached_pages: int) -> bool:
         """Whether a running prefill is about to compute the next page of this prefix, so that waiting saves work."""
@@ -226,7 +237,7 @@ class Planner:
     def _preempt(self, sequence: Sequence) -> None:
         self.release(sequence)
         sequence.rewind()
-        self.waiting.appendleft(sequence)
+        self.waiting.preempted(sequence)
         self.preemptions += 1
 
     def _must_restart(self, sequence: Sequence) -> bool:

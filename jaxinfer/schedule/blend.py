@@ -20,7 +20,7 @@ class BlendScanner:
 
     Args:
       order: int64 [requests] of a `Plan`.
-      density: float64 [requests], of the unit at each place of `order`.
+      density: float64 [requests], of each one's unit.
       root: density of the batch.
       prompt, alone: int64 [requests], prompt tokens, and those of them that no other request has.
       shared: prompt tokens that several requests have, each once.
@@ -29,6 +29,7 @@ class BlendScanner:
       weight: float64 [groups], how many answers their expectation is worth before any is seen here.
       token_seconds, key_seconds, step_seconds: of a `Cost`.
       capacity: tokens of the KV pool.
+      slots: most requests that run at once.
       max_tokens: of a step.
       quantum: steps are filled up to a multiple of so many tokens.
     """
@@ -49,6 +50,7 @@ class BlendScanner:
         key_seconds,
         step_seconds,
         capacity,
+        slots,
         max_tokens,
         quantum,
     ):
@@ -63,6 +65,7 @@ class BlendScanner:
         self.key_seconds = key_seconds
         self.free_tokens = int(step_seconds / token_seconds)
         self.capacity = capacity
+        self.slots = slots
         self.max_tokens = max_tokens
         self.quantum = quantum
         self.left = 0
@@ -75,6 +78,7 @@ class BlendScanner:
         self.place = np.full(len(prompt), -1, np.int64)  # in `heavy`
         self.since = np.zeros(len(prompt), np.int64)
         self.light_held = 0.0
+        self.holds = np.zeros(len(prompt))  # what each running request of the left adds to it
         self.expect(shared, square, weight)
 
     def expect(self, shared, square, weight):
@@ -99,6 +103,21 @@ class BlendScanner:
         self.left_tokens = compute
         self.left_reads = reads
 
+    def go_on(self, before, running):
+        """Take over from a scanner of an earlier plan; `running` are requests that it has handed out and that are not finished."""
+        self.clock, self.running, self.looked = before.clock, before.running, -_PATIENCE
+        self.heavy, self.heavies, self.place = before.heavy, before.heavies, before.place
+        self.since, self.holds, self.light_held = before.since, before.holds, before.light_held
+        for request in running:
+            mine, length = self.group[request], self.expected(request)
+            if mine >= 0:
+                self.open[mine] += 1
+                self.open_prompt[mine] += self.prompt[request]
+            age = self.clock - self.since[request] if self.since[request] else 0
+            rest = max(length - age, 0.0)
+            self.left_tokens += rest
+            self.left_reads += (self.prompt[request] + age) * rest + rest * rest / 2
+
     def expected(self, request):
         """Tokens of its answer, by what is known now."""
         mine = self.group[request]
@@ -122,15 +141,11 @@ class BlendScanner:
             self.right -= 1
         return request
 
-    def wants(self, side):
-        if self.left > self.right:
-            return False
+    def wants(self, side, request):
         if self.running == 0:
             return True
-        place = self.left if side == LEFT else self.right
-        request = self.order[place]
         if side == RIGHT:
-            return self.density[place] < self.root and self.has_room(request)
+            return self.density[request] < self.root and self.has_room(request)
         holds = self.alone[request] + self.expected(request)
         return self.light_held + self.heavy_now() + holds <= self.capacity
 
@@ -138,18 +153,26 @@ class BlendScanner:
         """Whether the pool holds a memory-heavy request beside the others when all have grown, and the other side's share."""
         if self.clock - self.looked < _PATIENCE:
             return False
-        spared = max(self.light_held, self.light_share() * self.capacity)
-        if self.heavies and self.peak(request) + spared > self.capacity:
+        part, rows = self.light_share()
+        spared = max(self.light_held, part * self.capacity)
+        full = self.heavies + 1 > (1 - rows) * self.slots
+        if self.heavies and (full or self.peak(request) + spared > self.capacity):
             self.looked = self.clock
             return False
         return True
 
     def light_share(self):
-        """Of the pool, by the paper's formula, for what the left cursor is at."""
-        high, low = min(self.density[self.left], 1e6), self.density[self.right]
+        """Of the pool, by the paper's formula, for what the left cursor is at; and of the places among the running."""
+        if self.left > self.right:
+            return 0.0, 0.0
+        light, heavy = self.order[self.left], self.order[self.right]
+        high, low = min(self.density[light], 1e6), self.density[heavy]
         if high <= low:
-            return 0.0
-        return min(max((self.root - low) / (high - low), 0.0), 0.5)
+            return 0.0, 0.0
+        part = min(max((self.root - low) / (high - low), 0.0), 0.5)
+        rows = part / max(self.prompt[light] + self.expected(light) / 2, 1.0)
+        others = (1 - part) / max(self.prompt[heavy] + self.expected(heavy) / 2, 1.0)
+        return part, rows / (rows + others)
 
     def heavy_now(self):
         held = 0.0
@@ -191,7 +214,8 @@ class BlendScanner:
             self.place[request] = self.heavies
             self.heavies += 1
         else:
-            self.light_held += self.alone[request] + self.expected(request)
+            self.holds[request] = self.alone[request] + self.expected(request)
+            self.light_held += self.holds[request]
 
     def finish(self, request, generated):
         mine = self.group[request]
@@ -220,7 +244,7 @@ class BlendScanner:
         self.looked = -_PATIENCE
         place = self.place[request]
         if place < 0:
-            self.light_held = max(self.light_held - self.alone[request] - self.expected(request), 0.0)
+            self.light_held = max(self.light_held - self.holds[request], 0.0)
             return
         self.heavies -= 1
         last = self.heavy[self.heavies]
@@ -234,7 +258,7 @@ class BlendScanner:
         self.left_tokens += self.prompt[request]
 
     def overdue(self, request, generated):
-        pass
+        """What it holds is looked at as it is, so nothing changes."""
 
     def step(self, tokens, keys):
         self.clock += 1

@@ -41,10 +41,9 @@ class FixedOrder:
         self.at += 1
         return request
 
-    def wants(self, side):
+    def wants(self, side, request):
         """Whether the side's next request may start now, as far as its share of the pool goes."""
-        request = self.peek(side)
-        return request >= 0 and (self.held == 0 or self.held + self.reads[request] <= self.capacity)
+        return self.held == 0 or self.held + self.reads[request] <= self.capacity
 
     def prefill(self, decoding, keys):
         """Prompt tokens for a step in which `decoding` sequences read `keys` tokens of keys and values."""
@@ -139,10 +138,7 @@ class PaperScanner:
             self.divide()
         return request
 
-    def wants(self, side):
-        request = self.peek(side)
-        if request < 0:
-            return False
+    def wants(self, side, request):
         return self.held[side] + self.reads[request] <= self.share[side] or self.held[0] + self.held[1] == 0
 
     def prefill(self, decoding, keys):

@@ -65,15 +65,18 @@ def blend_scanner(
     *,
     capacity: int,
     max_tokens: int,
+    slots: int = 1 << 30,
     quantum: int = 128,
     make: Make = _plain,
 ) -> Any:
     """Ours."""
     tree = plan.tree
+    density = np.full(len(tree.prompt), np.inf)
+    density[plan.order] = plan.by_place(plan.density)
     return make(
         BlendScanner,
         plan.order,
-        plan.by_place(plan.density),
+        density,
         plan.root_density,
         tree.prompt,
         tree.alone,
@@ -86,6 +89,7 @@ def blend_scanner(
         cost.key_seconds,
         cost.step_seconds,
         capacity,
+        slots,
         max_tokens,
         quantum,
     )

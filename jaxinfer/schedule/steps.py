@@ -120,10 +120,10 @@ class SimulatedSteps:
         again = self.backs[side] > 0
         if again:
             request = self.back[side, self.backs[side] - 1]
-        elif self.scanner.wants(side):
-            request = self.scanner.peek(side)
         else:
-            return False
+            request = self.scanner.peek(side)
+            if request < 0 or not self.scanner.wants(side, request):
+                return False
         missing, idle = self.pool.missing(request)
         needed = missing + self.pool.alone[request] + self.done[request] + 1 + self.running
         if self.running and needed > self.pool.free - idle:

@@ -20,11 +20,18 @@ class Workload:
       tokens: int32 [prompt tokens of all requests].
       starts: int64 [requests + 1], where each prompt begins in `tokens`.
       answer_limits: int64 [requests], most tokens to generate, all choices of a request together.
+      answer_floors: int64 [requests], fewest tokens, such as all of them where nothing but the limit ends an answer; None is none.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     answer_limits: np.ndarray
+    answer_floors: np.ndarray | None = None
+
+    @property
+    def least(self) -> np.ndarray:
+        """int64 [requests], fewest tokens of each answer."""
+        return np.zeros_like(self.answer_limits) if self.answer_floors is None else self.answer_floors
 
     @property
     def prompt_tokens(self) -> np.ndarray:
@@ -97,6 +104,8 @@ class Sharing:
 
 POLICIES: dict[str, Callable[[Sharing], np.ndarray]] = {
     "fcfs": lambda sharing: np.arange(len(sharing.rank)),
+    "random": lambda sharing: np.random.default_rng(0).permutation(len(sharing.rank)),
+    "longest-prefix": lambda sharing: np.arange(len(sharing.rank)),
     "dfs": lambda sharing: np.argsort(sharing.rank, kind="stable"),
 }
 

@@ -1,0 +1,176 @@
+"""BlendServe in the engine: the plan of a whole batch decides who starts and how much prompt a step takes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxinfer.engine.sequence import Sequence
+from jaxinfer.schedule.cost import Cost
+from jaxinfer.schedule.lengths import expect, sample
+from jaxinfer.schedule.plan import make_plan
+from jaxinfer.schedule.scanner import LEFT, RIGHT
+from jaxinfer.schedule.scanners import blend_scanner
+from jaxinfer.schedule.tree import RequestTree
+from jaxinfer.schedule.workload import Workload
+
+_SAMPLE = 0.01  # of the requests of unknown length run first
+_FEWEST_SAMPLED = 8
+_AHEAD = 32  # requests of each side that wait in the engine
+
+
+class Blend:
+    """An `Admission` from a plan. `indices` says in which order to hand requests over; `expects` names each before it comes.
+
+    A sample of the requests runs first and tells how long answers are; the rest is planned by it, and again each time that four
+    times as many answers are known.
+
+    Args:
+      workload, tree: of all requests.
+      capacity: tokens of the KV pool.
+      slots: most sequences that run at once.
+      max_tokens: of a step.
+      quantum: steps are filled up to a multiple of so many tokens.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        tree: RequestTree,
+        cost: Cost,
+        *,
+        capacity: int,
+        slots: int,
+        max_tokens: int,
+        quantum: int,
+        seed: int = 0,
+    ):
+        self._workload, self._tree, self._cost = workload, tree, cost
+        self._shape: dict[str, Any] = {
+            "capacity": capacity,
+            "slots": slots,
+            "max_tokens": max_tokens,
+            "quantum": quantum,
+        }
+        count = len(workload.answer_limits)
+        self._generated = np.full(count, -1, np.int64)
+        self._taken = np.zeros(count, bool)
+        self._index: dict[str, int] = {}
+        self._choices: dict[int, int] = {}  # running choices of a request
+        self._answer: dict[int, int] = {}  # tokens of its finished choices
+        self._again: deque[Sequence] = deque()
+        self._queues: tuple[deque[Sequence], deque[Sequence]] = (deque(), deque())
+        self._side = np.full(count, LEFT, np.int8)
+        open_ = workload.least < workload.answer_limits
+        first = sample(open_, _SAMPLE, seed)
+        self._first = np.intersect1d(first, np.flatnonzero(tree.prompt > 0))
+        if len(self._first) < _FEWEST_SAMPLED:
+            self._first = self._first[:0]
+        self._next_plan = len(self._first) or max(count // 64, 64)
+        self._known = 0
+        self._plan()
+
+    def _plan(self) -> None:
+        """Order what is not taken yet by what is known of lengths."""
+        seen = np.flatnonzero(self._generated >= 0)
+        limits, least = self._workload.answer_limits, self._workload.least
+        expected = expect(self._tree, least, limits, seen, self._generated[seen])
+        plan = make_plan(self._tree, self._cost, expected.length).only(~self._taken)
+        before = getattr(self, "_scanner", None)
+        self._scanner = blend_scanner(plan, expected, self._cost, **self._shape)
+        if before is not None:
+            self._scanner.go_on(before, np.flatnonzero(self._taken & (self._generated < 0)))
+
+    def indices(self) -> Iterator[int]:
+        """Every request once, in the order in which it is to be handed over; steered by what has happened meanwhile."""
+        for index in self._first:
+            self._taken[index] = True
+            yield int(index)
+        while not self._taken.all():
+            if self._known >= self._next_plan:
+                self._next_plan = 4 * self._known
+                self._plan()
+            side = RIGHT if len(self._queues[RIGHT]) < len(self._queues[LEFT]) else LEFT
+            index = int(self._scanner.take(side))
+            self._taken[index], self._side[index] = True, side
+            yield index
+
+    @property
+    def expected_tokens(self) -> float:
+        """Tokens that are still to go through the model, by what is known now."""
+        return float(self._scanner.left_tokens)
+
+    def expects(self, request_id: str, index: int) -> None:
+        self._index[request_id] = index
+
+    def hungry(self, window: int) -> bool:
+        return min(len(queue) for queue in self._queues) < _AHEAD and len(self) < window
+
+    def __len__(self) -> int:
+        return len(self._again) + sum(len(queue) for queue in self._queues)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self._again
+        for queue in self._queues:
+            yield from queue
+
+    def add(self, sequence: Sequence) -> None:
+        self._queues[self._side[self._index[sequence.request.id]]].append(sequence)
+
+    def next(self) -> Sequence | None:
+        if self._again:
+            return self._again.popleft()
+        for side in (RIGHT, LEFT):
+            queue = self._queues[side]
+            if queue and self._scanner.wants(side, self._index[queue[0].request.id]):
+                return queue.popleft()
+        return None
+
+    def put_back(self, sequences: Iterable[Sequence]) -> None:
+        self._again.extendleft(reversed(list(sequences)))
+
+    def preempted(self, sequence: Sequence) -> None:
+        self._stopped(sequence)
+        self._again.appendleft(sequence)
+
+    def started(self, sequence: Sequence) -> None:
+        index = self._index[sequence.request.id]
+        self._choices[index] = self._choices.get(index, 0) + 1
+        if self._choices[index] == 1:
+            self._scanner.start(index, int(self._side[index]))
+
+    def finished(self, sequence: Sequence) -> None:
+        index = self._index[sequence.request.id]
+        self._answer[index] = self._answer.get(index, 0) + sequence.generated
+        self._stopped(sequence)
+
+    def _stopped(self, sequence: Sequence) -> None:
+        """When the last running choice of a request stops, so does the request."""
+        index = self._index[sequence.request.id]
+        self._choices[index] -= 1
+        if self._choices[index]:
+            return
+        if sequence.finished:
+            self._generated[index] = self._answer[index]
+            self._known += 1
+            self._scanner.finish(index, self._answer[index])
+        else:
+            self._scanner.preempt(index)
+
+    def prefill_budget(self, decoding: int, keys: int, room: int) -> int:
+        return min(int(self._scanner.prefill(decoding, keys)), room)
+
+    def victim(self, running: list[Sequence]) -> Sequence:
+        return running[-1]
+
+    def booked(self, steps: int, tokens: int, keys: int) -> None:
+        self._scanner.step(tokens, keys)
+        self._scanner.clock += steps - 1
+
+    def clear(self) -> None:
+        self._again.clear()
+        for queue in self._queues:
+            queue.clear()

@@ -1,0 +1,153 @@
+"""The schedule policies in the engine: the same answers, every request finished, prefixes kept."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import LLAMA, answers, greedy, make_engine, request
+
+from jaxinfer.schedule.tree import RequestTree
+from jaxinfer.schedule.workload import POLICIES, Sharing, Workload
+
+SMALL = ("cache.page_size=8", "cache.pages=64")
+
+
+def mixed(count, seed=0):
+    """Short answers behind three shared prefixes, and long answers of their own."""
+    draw = np.random.default_rng(seed)
+    shared = [draw.integers(3, 97, 48) for _ in range(3)]
+    out = []
+    for index in range(count):
+        if index % 3:
+            prompt = np.concatenate([shared[draw.integers(3)], draw.integers(3, 97, draw.integers(2, 10))])
+            out.append(request(str(index), prompt, max_tokens=int(draw.integers(1, 5))))
+        else:
+            out.append(request(str(index), draw.integers(3, 97, 5), max_tokens=int(draw.integers(30, 100))))
+    return out
+
+
+def workload(requests, floors=None):
+    prompts = [request.prompt_ids for request in requests]
+    return Workload(
+        tokens=np.concatenate([*prompts, np.zeros(0, np.int32)]).astype(np.int32),
+        starts=np.concatenate([[0], np.cumsum([len(p) for p in prompts])]).astype(np.int64),
+        answer_limits=np.array([r.sampling.max_tokens * r.sampling.n for r in requests], np.int64),
+        answer_floors=floors,
+    )
+
+
+def serve(engine, requests, policy, floors=None):
+    shape = workload(requests, floors)
+    sharing = Sharing.of(shape, engine.settings.cache.page_size)
+    if policy != "blend":
+        return answers(engine, [requests[i] for i in POLICIES[policy](sharing)])
+    plan = engine.blend(shape, sharing)
+
+    def hand_over():
+        for index in plan.indices():
+            plan.expects(requests[index].id, index)
+            yield requests[index]
+
+    out = {completion.request_id: completion for completion in engine.run(hand_over(), plan)}
+    engine.check_integrity()
+    assert not engine.planner.running and not len(plan)
+    return out
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "random", "longest-prefix", "dfs", "blend"])
+def test_greedy_answers_are_the_same_under_every_policy(policy):
+    requests = mixed(24)
+    engine = make_engine(overrides=(*SMALL, f"schedule.policy={policy}"))
+    out = serve(engine, requests, policy)
+    assert len(out) == len(requests)
+    for each in requests:
+        assert list(out[each.id].token_ids) == greedy(LLAMA, each.prompt_ids, each.sampling.max_tokens)
+
+
+def test_blending_finds_as_many_prefixes_as_depth_first_order():
+    requests, cached = mixed(150, seed=1), {}
+    for policy in ("fcfs", "dfs", "blend"):
+        engine = make_engine(overrides=SMALL)
+        serve(engine, requests, policy)
+        cached[policy] = engine.metrics.cached_tokens
+    assert cached["blend"] >= 0.97 * cached["dfs"]
+
+
+@pytest.mark.parametrize("truth", [1, 60], ids=["all short", "all long"])
+@pytest.mark.parametrize("told", ["nothing", "all", "a lie"])
+def test_every_request_finishes_whatever_is_expected_of_it(truth, told):
+    draw = np.random.default_rng(2)
+    requests = [request(str(i), draw.integers(3, 97, 1 + i % 40), max_tokens=truth) for i in range(40)]
+    engine = make_engine(overrides=("cache.page_size=8", "cache.pages=26"))
+    floors = {"all": np.full(40, truth)}.get(told)
+    if told == "a lie":
+        lied = [
+            dataclasses.replace(r, sampling=dataclasses.replace(r.sampling, max_tokens=61 - truth))
+            for r in requests
+        ]
+        shape = dataclasses.replace(workload(lied), answer_floors=workload(lied).answer_limits)
+        plan = engine.blend(shape, Sharing.of(shape, 8))
+
+        def hand_over():
+            for index in plan.indices():
+                plan.expects(requests[index].id, index)
+                yield requests[index]
+
+        out = list(engine.run(hand_over(), plan))
+        engine.check_integrity()
+    else:
+        out = serve(engine, requests, "blend", floors).values()
+    assert len(out) == 40 and all(len(each.token_ids) == truth for each in out)
+
+
+def test_several_choices_of_a_request_count_once():
+    requests = [
+        request(str(i), [5, 6, 7, i + 3], max_tokens=3, n=1 + i % 3, temperature=1.0) for i in range(20)
+    ]
+    engine = make_engine(overrides=SMALL)
+    out = serve(engine, requests, "blend")
+    assert all(len(out[each.id].choices) == each.sampling.n for each in requests)
+
+
+def test_the_plan_is_made_anew_when_lengths_are_known():
+    """Answers end at once although their limits are long: the plan learns it while it runs."""
+    requests = [request(str(i), [3 + i % 90, 4, 5], max_tokens=1) for i in range(300)]
+    engine = make_engine(overrides=SMALL)
+    shape = dataclasses.replace(workload(requests), answer_limits=np.full(300, 80))
+    plan = engine.blend(shape, Sharing.of(shape, 8))
+    before = plan.expected_tokens
+
+    def hand_over():
+        for index in plan.indices():
+            plan.expects(requests[index].id, index)
+            yield requests[index]
+
+    assert len(list(engine.run(hand_over(), plan))) == 300
+    assert before > 300 * 30 and plan.expected_tokens < 300
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_hardly_any_request(count):
+    assert len(serve(make_engine(overrides=SMALL), mixed(count), "blend")) == count
+
+
+def test_a_request_that_can_never_be_served_is_an_error_beside_the_others():
+    requests = [*mixed(5), request("big", np.full(250, 7), max_tokens=200)]
+    out = serve(make_engine(overrides=SMALL), requests, "blend")
+    assert out["big"].error is not None and sum(each.error is None for each in out.values()) == 5
+
+
+def test_what_was_preempted_goes_first():
+    requests = mixed(30, seed=4)
+    engine = make_engine(overrides=("cache.page_size=8", "cache.pages=20"))
+    requests = [r for r in requests if len(r.prompt_ids) + r.sampling.max_tokens < 100]
+    out = serve(engine, requests, "blend")
+    assert len(out) == len(requests) and all(each.error is None for each in out.values())
+
+
+def test_the_tree_of_the_engine_is_the_tree_of_the_plan():
+    requests = mixed(60)
+    engine = make_engine(overrides=("cache.page_size=8", "cache.pages=2000", "engine.max_seqs=1"))
+    serve(engine, requests, "dfs")
+    shared = RequestTree.of(workload(requests), 8).shared_tokens
+    assert engine.metrics.cached_tokens == shared
