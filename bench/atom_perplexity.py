@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import random
 from collections.abc import Iterator
@@ -16,13 +17,10 @@ import numpy as np
 from flax import nnx
 
 from bench.pocket import tasks
-from bench.pocket.evaluate import answers, size_of
-from bench.pocket.items import items
+from bench.pocket.items import Item, items
 from bench.pocket.words import Source
 from bench.result import Result
-from jaxinfer.config import load_config
-from jaxinfer.engine.engine import Engine
-from jaxinfer.llm import EMBEDDED_MODEL, LLM
+from jaxinfer.llm import EMBEDDED_MODEL
 from jaxinfer.models import forward, logits
 from jaxinfer.models.checkpoint import load_model
 from jaxinfer.models.config import ModelConfig
@@ -54,7 +52,7 @@ LADDER: tuple[tuple[str, dict[str, Any]], ...] = (
 PLANTED = 40.0  # how far the planted channels stick out
 PLANTED_CHANNELS = 4  # of each norm
 CALIBRATION_TOKENS, WINDOW = 8 * 1024, 512
-TASKS = (("passkey", 1024), ("classify", 512), ("story", 512))
+TASKS = (("passkey", 1024), ("lines", 512), ("classify", 512), ("table", 512))
 
 
 def run(*, quick: bool, options: list[str]) -> Result:
@@ -83,7 +81,10 @@ def run(*, quick: bool, options: list[str]) -> Result:
         print(row, flush=True)
     result.summary = _summary(result.rows, bench)
     if "tasks" in parts and known.items and known.text is None:
-        result.summary |= bench.accuracies(known.model, known.items)
+        for row in bench.accuracies(tokenizer, known.items):
+            result.rows.append(row)
+            print(row, flush=True)
+            result.summary[f"accuracy_{row['step']}"] = row["accuracy"]
     return result
 
 
@@ -119,15 +120,16 @@ class _Bench:
             return
         if "atom-w4a4" in self.made:
             yield self._row("model", "+ INT4 KV", *self.made["atom-w4a4"], kv=4)
-        for mode, chosen in (
-            ("w8a8", {}),
-            ("w4a16", {}),
-            ("atom-w4a8", {}),
-            ("atom-w4a8", {"rotate": True}),
-        ):
-            yield self._quantized("model", mode + (" rotated" if chosen else ""), self.model, mode, chosen)
+        yield self._quantized("model", "atom-w4a8", self.model, "atom-w4a8", {})
         for kv in (8, 4):
             yield self._row("model", f"atom-w4a8, INT{kv} KV", *self.made["atom-w4a8"], kv=kv)
+        others: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("w8a8", {}),
+            ("atom-w4a8", {"rotate": True}),
+            ("w4a16", {}),
+        )
+        for mode, chosen in others:
+            yield self._quantized("model", mode + (" rotated" if chosen else ""), self.model, mode, chosen)
 
     def _quantized(
         self, kind: str, name: str, model: Decoder, mode: str, chosen: dict[str, Any]
@@ -160,41 +162,68 @@ class _Bench:
             row |= {"drift": reports[-1].drift, "outlier_energy": float(np.mean(shares))}
         return row
 
-    def accuracies(self, folder: Path, count: int) -> dict[str, float]:
-        """Mean share of right answers over the tasks, through the engine."""
-        llm = LLM(folder)
-        out = {}
-        for name, mode, kv in (
-            ("full", "none", "auto"),
-            ("w4a4", "atom-w4a4", "int4"),
-            ("w4a8_kv4", "atom-w4a8", "int4"),
-        ):
+    def accuracies(self, tokenizer: Tokenizer, count: int) -> Iterator[dict[str, Any]]:
+        """Share of questions whose answer is the greedy one, token by token; of each task, and over all."""
+        size = functools.partial(_size, tokenizer)
+        asked = {task: [_ids(tokenizer, i) for i in items(*task, size, count)] for task in TASKS}
+        for name, mode, kv in (("full", "none", 0), ("w4a4", "atom-w4a4", 4), ("w4a8_kv4", "atom-w4a8", 4)):
             if mode not in self.made:
-                continue
-            llm.engine = Engine(*self.made[mode], load_config(None, [f"cache.dtype={kv}"]), llm.tokenizer)
-            right = []
-            for task, length in TASKS:
-                asked = items(task, length, size_of(llm), count)
-                right.append(np.mean([item.is_right(said) for item, said in zip(asked, answers(llm, asked))]))
-            print(name, dict(zip(TASKS, right)), flush=True)
-            out[f"accuracy_{name}"] = float(np.mean(right))
-        return out
+                self._quantized("model", mode, self.model, mode, {})
+            right = {
+                f"{task} {length}": greedy_share(*self.made[mode], asked[task, length], length, kv)
+                for task, length in TASKS
+            }
+            yield {"weights": "model", "step": name, "accuracy": float(np.mean(list(right.values())))} | right
 
 
-def perplexity(config: ModelConfig, model: Decoder, judged: np.ndarray, kv: int = 0) -> float:
-    """Of windows that do not overlap, each by itself: exp of the mean negative log-likelihood. kv: bits of keys and values."""
-    length = judged.shape[1]
-    at = jnp.arange(length)
+def _size(tokenizer: Tokenizer, text: str) -> int:
+    return len(tokenizer.encode(text)) - len(tokenizer.encode(""))
+
+
+def _ids(tokenizer: Tokenizer, item: Item) -> tuple[list[int], list[int]]:
+    """Prompt and answer, as the engine reads and writes them."""
+    if item.chat:
+        prompt = list(tokenizer.chat([{"role": "user", "content": item.prompt}]))
+    else:
+        prompt = list(tokenizer.encode(item.prompt))
+    answer = tokenizer.encode(" " + item.answer.strip())[len(tokenizer.encode("")) :]
+    return prompt, list(answer)
+
+
+def greedy_share(
+    config: ModelConfig, model: Decoder, asked: list[tuple[list[int], list[int]]], length: int, kv: int
+) -> float:
+    """Share of answers that greedy decoding gives: every token the likeliest after those before it."""
+    likeliest = jax.jit(lambda model, ids: _logits(config, model, ids, kv).argmax(-1))
+    right = 0
+    for prompt, answer in asked:
+        ids = np.zeros(length, np.int32)
+        both = (prompt + answer)[:length]
+        ids[: len(both)] = both
+        said = np.asarray(likeliest(model, ids))[len(prompt) - 1 : len(both) - 1]
+        right += bool((said == both[len(prompt) :]).all())
+    return right / len(asked)
+
+
+def _logits(config: ModelConfig, model: Decoder, ids: jax.Array, kv: int) -> jax.Array:
+    """Of one window by itself. ids [T] -> float32 [T, V]; kv: bits of keys and values, 0 leaves them."""
 
     def attend(cache, layer, q, k, v, window):
         if kv:
             k, v = (unpack(*pack(x, kv), kv) for x in (k, v))
         return attend_causally(cache, layer, q, k, v, window)
 
+    length = len(ids)
+    hidden, _ = forward(model, config, ids, jnp.arange(length), jnp.full(length, length), attend, None)
+    return logits(model, config, hidden)
+
+
+def perplexity(config: ModelConfig, model: Decoder, judged: np.ndarray, kv: int = 0) -> float:
+    """Of windows that do not overlap, each by itself: exp of the mean negative log-likelihood. kv: bits of keys and values."""
+
     @jax.jit
     def total(model: Decoder, ids: jax.Array) -> jax.Array:
-        hidden, _ = forward(model, config, ids, at, jnp.full(length, length), attend, None)
-        every = jax.nn.log_softmax(logits(model, config, hidden))
+        every = jax.nn.log_softmax(_logits(config, model, ids, kv))
         return -jnp.take_along_axis(every[:-1], ids[1:, None], axis=1).sum()
 
     return math.exp(sum(float(total(model, ids)) for ids in judged) / (judged.size - len(judged)))

@@ -203,3 +203,14 @@ def test_every_call_gives_the_same(mode):
     first = np.asarray(run(x, w, sizes))
     for _ in range(20):
         np.testing.assert_array_equal(run(x, w, sizes), first)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cpu"])
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_are_never_opened_as_a_whole(mode, implementation):
+    if (mode, implementation) == ("w4a16", "cpu"):
+        pytest.skip("float activations have no native kernel")
+    x, w, _, _ = draw(LowBitShape(8, 1152, 8192, 128, 128), mode)
+    compiled = jax.jit(lambda x, w: int4_matmul(x, w, implementation=implementation)).lower(x, w).compile()
+    as_floats = 4 * 1152 * 8192
+    assert compiled.memory_analysis().temp_size_in_bytes < as_floats / 4
