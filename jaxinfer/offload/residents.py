@@ -45,7 +45,7 @@ class Residents:
         self.scores[layer] += np.minimum(tokens, 1)
 
     def victim(self, layer: int, expert: int) -> tuple[int, int] | None:
-        """The resident of another layer, or of this one if nobody asked for it, that this expert had better replace."""
+        """The resident of any layer that the workload wants least, if it wants this expert clearly more."""
         if not self._holds:
             return None
         held = np.where(self.slot_of >= 0, self.scores, np.inf)
