@@ -14,6 +14,7 @@ BENCHES = {
     "atom-serving": "a whole model of random weights, quantized and not, side by side through the engine",
     "batch": "rows/s and memory of a million rows around a model that takes no time, and what the journal costs",
     "blendserve-sim": "BlendServe simulated: gain over depth-first order, share of the optimum, ranks, planner",
+    "blendserve-engine": "the schedule policies on the real engine: same answers, throughput, sharing, step mix",
     "engine": "tokens/s, steps, compilations, padding and host share of the engine, on this machine's own limits",
     "fiddler-host": "the expert kernel of the host against the rates of memory and of matmul, and against numpy",
     "fiddler-placement": "slots by Fiddler's rule, hit rates of placements on the published popularity of Mixtral's experts",

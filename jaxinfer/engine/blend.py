@@ -59,8 +59,9 @@ class Blend:
         self._generated = np.full(count, -1, np.int64)
         self._taken = np.zeros(count, bool)
         self._index: dict[str, int] = {}
-        self._choices: dict[int, int] = {}  # running choices of a request
-        self._answer: dict[int, int] = {}  # tokens of its finished choices
+        self._running: dict[int, int] = {}  # choices of a request that run
+        self._open: dict[int, int] = {}  # and that are not finished
+        self._answer: dict[int, int] = {}  # tokens of those that are
         self._again: deque[Sequence] = deque()
         self._queues: tuple[deque[Sequence], deque[Sequence]] = (deque(), deque())
         self._side = np.full(count, LEFT, np.int8)
@@ -71,6 +72,7 @@ class Blend:
             self._first = self._first[:0]
         self._next_plan = len(self._first) or max(count // 64, 64)
         self._known = 0
+        self._scanner: Any = None
         self._plan()
 
     def _plan(self) -> None:
@@ -79,7 +81,7 @@ class Blend:
         limits, least = self._workload.answer_limits, self._workload.least
         expected = expect(self._tree, least, limits, seen, self._generated[seen])
         plan = make_plan(self._tree, self._cost, expected.length).only(~self._taken)
-        before = getattr(self, "_scanner", None)
+        before = self._scanner
         self._scanner = blend_scanner(plan, expected, self._cost, **self._shape)
         if before is not None:
             self._scanner.go_on(before, np.flatnonzero(self._taken & (self._generated < 0)))
@@ -118,7 +120,9 @@ class Blend:
             yield from queue
 
     def add(self, sequence: Sequence) -> None:
-        self._queues[self._side[self._index[sequence.request.id]]].append(sequence)
+        index = self._index[sequence.request.id]
+        self._open[index] = self._open.get(index, 0) + 1
+        self._queues[self._side[index]].append(sequence)
 
     def next(self) -> Sequence | None:
         if self._again:
@@ -138,27 +142,31 @@ class Blend:
 
     def started(self, sequence: Sequence) -> None:
         index = self._index[sequence.request.id]
-        self._choices[index] = self._choices.get(index, 0) + 1
-        if self._choices[index] == 1:
+        self._running[index] = self._running.get(index, 0) + 1
+        if self._running[index] == 1:
             self._scanner.start(index, int(self._side[index]))
 
     def finished(self, sequence: Sequence) -> None:
         index = self._index[sequence.request.id]
         self._answer[index] = self._answer.get(index, 0) + sequence.generated
+        self._open[index] -= 1
         self._stopped(sequence)
+        if not self._open[index]:
+            self._known += 1
+            del self._index[sequence.request.id], self._open[index], self._running[index], self._answer[index]
 
     def _stopped(self, sequence: Sequence) -> None:
-        """When the last running choice of a request stops, so does the request."""
+        """A request runs until the last of its running choices stops; it is finished when all choices are."""
         index = self._index[sequence.request.id]
-        self._choices[index] -= 1
-        if self._choices[index]:
-            return
-        if sequence.finished:
+        self._running[index] -= 1
+        if not self._open[index]:
             self._generated[index] = self._answer[index]
-            self._known += 1
             self._scanner.finish(index, self._answer[index])
-        else:
-            self._scanner.preempt(index)
+        elif not self._running[index]:
+            if sequence.finished:
+                self._scanner.stop(index)
+            else:
+                self._scanner.preempt(index)
 
     def prefill_budget(self, decoding: int, keys: int, room: int) -> int:
         return min(int(self._scanner.prefill(decoding, keys)), room)
