@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import _attend_all, answers, make_engine, request, variant, weights
-from test_sparsity import BUDGET, PAGE, SPARSE, attend_sparsely, prompts
+from test_sparsity import BUDGET, PAGE, SPARSE, attend_sparsely, in_bfloat16, prompts
 
 from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.errors import ConfigError
@@ -48,7 +48,8 @@ def test_pages_are_chosen_by_what_the_codes_stand_for(dtype):
     engine = make_engine(LLAMA, (*SPARSE, f"cache.dtype={dtype}"))
     prompt = prompts(1, seed=2, high=60)[0]
     out = answers(engine, [request("a", prompt, max_tokens=6)])["a"].token_ids
-    assert list(out) == greedy(LLAMA, prompt, 6, BITS[dtype], attend_sparsely(len(prompt), dense_layers=1))
+    attend = attend_sparsely(len(prompt), 1, 1, in_bfloat16)
+    assert list(out) == greedy(LLAMA, prompt, 6, BITS[dtype], attend)
     assert len(prompt) > BUDGET
 
 
