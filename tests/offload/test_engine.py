@@ -97,9 +97,10 @@ def test_unrolled_layers(folder, wanted, random_policy):
 
 def test_with_quest(folder, random_policy):
     quest = ("sparsity.token_budget=64", "sparsity.dense_layers=1")
-    wanted = ids(answers(whole(*quest), requests(6, tokens=10)))
-    assert ids(answers(split(folder, 6, *quest), requests(6, tokens=10))) == wanted
-    assert wanted != ids(answers(whole(), requests(6, tokens=10)))
+    asked = requests(6, tokens=20, longest=180)
+    wanted = ids(answers(whole(*quest), asked))
+    assert ids(answers(split(folder, 6, *quest), asked)) == wanted
+    assert wanted != ids(answers(whole(), asked))
 
 
 @pytest.mark.parametrize("format", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
