@@ -27,7 +27,8 @@ def halfway():
         starts=np.concatenate([[0], np.cumsum(lengths)]),
         answer_limits=np.full(40, 20),
     )
-    tally.plan(Estimate(workload, Sharing(rank=np.arange(40), shared_tokens=1000)), lambda: 1700)
+    sharing = Sharing(rank=np.arange(40), common=np.zeros(40, np.int64), shared_tokens=1000)
+    tally.plan(Estimate(workload, sharing), lambda: 1700)
     for _ in range(15):
         tally.answer(Usage(prompt_tokens=100, completion_tokens=10, cached_tokens=25), 20)
     tally.errors["invalid_json"] = 5
