@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.traces import BURSTGPT, MMLU, OPENVID, PEAK_A100, SHAREGPT, WILDCHAT, build, solve
+from bench.traces import BURSTGPT, FILES, MMLU, OPENVID, PEAK_A100, SHAREGPT, WILDCHAT, build, solve
 from jaxinfer.schedule.tree import RequestTree
 
 
@@ -28,6 +28,8 @@ def density_and_share(parts, **more):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_trace_has_the_statistics_of_table_4(trace, density, share):
+    if trace is SHAREGPT and not (FILES / "sharegpt.csv").exists():
+        pytest.skip("needs the length files of ../shared: without them ShareGPT is a log-normal likeness")
     found = density_and_share([(trace, 40_000)])
     assert found[0] == pytest.approx(density, rel=0.06)
     assert found[1] == pytest.approx(share, abs=0.015)
