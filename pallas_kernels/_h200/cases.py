@@ -83,11 +83,11 @@ def _scaled_scores(shape) -> Case:
     return Case(run, (q, values, scales, *where))
 
 
-def _select(shape) -> Case:
+def _select(shape, top_p=1.0) -> Case:
     rows = len(shape.pages)
     given = ((rows, shape.heads, shape.group, max(shape.pages)), "float32")
     settings = {"width": shape.keep, "first": shape.first, "last": shape.last}
-    run = functools.partial(select.page_select, scale=0.1, top_p=1.0, **settings)
+    run = functools.partial(select.page_select, scale=0.1, top_p=top_p, **settings)
     return Case(run, (given, ((rows,), "int32"), ((rows,), "int32")))
 
 
@@ -166,6 +166,7 @@ CASES = {
     **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_scores {name} int8": _scaled_scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_select {name}": _select(shape) for name, shape in SELECT_SHAPES.items()},
+    "page_select by weight": _select(SELECT_SHAPES["llama3_8b_32k_2048"], top_p=0.9),
     **{f"page_bounds {name}": _bounds(shape) for name, shape in BOUNDS_SHAPES.items() if name != "tiny"},
     **{
         f"page_bounds {name} int8": _scaled_bounds(shape)

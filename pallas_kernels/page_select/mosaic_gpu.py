@@ -4,8 +4,8 @@ The threshold is built bit by bit, as is the place of the last tie; prefix sums 
 the tensor cores, so there is no sort, no scatter and no atomic. Pages are numbered row by row of a [64, C] tile.
 
 Bytes: 4 * G per page read once, and 4 per chosen page written: with D 128 and G 4 it is 3 % of the bounds that
-page_scores reads. What bounds it is latency: a round of a compare, an add and a reduction over the warpgroup for each bit until the threshold
-parts the keys, some twenty, and for ties another 13.
+page_scores reads. What bounds it is latency: a round of a compare, an add and a reduction over the warpgroup for each
+bit until the threshold parts the keys, some twenty, and for ties another 13; with top_p 32 more.
 """
 
 import functools
@@ -37,8 +37,6 @@ def page_select(
     """See `api.page_select`."""
     rows, heads, group, total = scores.shape
     processors()
-    if top_p < 1:
-        raise NotImplementedError(f"top_p {top_p}; 1")
     if total > ROWS * COLUMNS[-1]:
         raise NotImplementedError(f"{total} pages; at most {ROWS * COLUMNS[-1]}")
     columns = next(c for c in COLUMNS if total <= ROWS * c)
@@ -47,8 +45,11 @@ def page_select(
     blocks = -(-width // ROWS)
     operand = swizzled(columns)
     kernel = plgpu.kernel(
-        functools.partial(_select_row, width=width, first=first, last=last, scale=scale),
-        out_type=jax.ShapeDtypeStruct((rows, heads, blocks * ROWS), jnp.int32),
+        functools.partial(_select_row, width=width, first=first, last=last, scale=scale, top_p=top_p),
+        out_type=(
+            jax.ShapeDtypeStruct((rows, heads, blocks * ROWS), jnp.int32),
+            jax.ShapeDtypeStruct((rows, heads), jnp.int32),
+        ),
         grid=(rows, heads),
         grid_names=("row", "head"),
         kernel_name="page_select",
@@ -63,10 +64,10 @@ def page_select(
     )
     upper = jnp.triu(jnp.ones((columns, columns), jnp.bfloat16))
     pages, keep = pages.astype(jnp.int32), keep.astype(jnp.int32)
+    positions, number = kernel(tile, pages, keep, upper)
     # Padding rows are left unwritten.
-    positions = jnp.clip(kernel(tile, pages, keep, upper)[..., :width], 0, total - 1)
-    number = jnp.clip(jnp.minimum(keep, pages), 0, min(width, total))
-    return positions, jnp.broadcast_to(number[:, None], (rows, heads))
+    number = jnp.where((jnp.minimum(keep, pages) > 0)[:, None], number, 0)
+    return jnp.clip(positions[..., :width], 0, total - 1), number
 
 
 def _iota(shape, axis):
@@ -96,8 +97,8 @@ def _multiply(a, b, columns):
 
 
 def _select_row(
-    scores, own, keep, upper, out,
-    *, mask, triangle, prefix, holder, arrived, width, first, last, scale,
+    scores, own, keep, upper, out, number,
+    *, mask, triangle, prefix, holder, arrived, width, first, last, scale, top_p,
 ):  # fmt: skip
     row, head = (lax.axis_index(name) for name in ("row", "head"))
     columns = mask.shape[1]
@@ -115,10 +116,16 @@ def _select_row(
         keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         forced = (index < first) | (index >= pages - last)
         keys = jnp.where(index < pages, jnp.where(forced, HIGHEST, keys), LOWEST)
-        threshold, reached = _threshold(keys, wanted)
+        kept = wanted
+        if top_p < 1:
+            share = ranks * scale if scores.shape[2] == 1 else ranks
+            fewest = jnp.clip(_fewest(keys, share, index < pages, top_p), first + last + 1, wanted)
+            kept = jnp.where(wanted < pages, fewest, wanted)
+        number[row, head] = kept
+        threshold, reached = _threshold(keys, kept)
         cut = lax.cond(
-            reached > wanted,
-            lambda: _last_tie(keys == threshold, index, wanted - _count(keys > threshold)),
+            reached > kept,
+            lambda: _last_tie(keys == threshold, index, kept - _count(keys > threshold)),
             lambda: jnp.int32(ROWS * columns),
         )
         chosen = (keys > threshold) | ((keys == threshold) & (index <= cut))
@@ -166,6 +173,27 @@ def _threshold(keys, wanted):
         unsettled, one_bit, (jnp.int32(31), jnp.int32(LOWEST), jnp.int32(keys.size))
     )
     return threshold, reached
+
+
+def _fewest(keys, share, valid, top_p):
+    """How many of the largest keys hold the part top_p of exp(share): a threshold bit by bit, then a part of its ties."""
+    top = jnp.where(valid, share, FAINT).max(axis=1).max(axis=0)
+    weights = jnp.where(valid, jnp.exp(share - top), 0.0)
+
+    def held(mask):
+        return jnp.where(mask, weights, 0.0).sum(axis=1).sum(axis=0)
+
+    wanted = held(valid) * top_p
+
+    def one_bit(i, threshold):
+        higher = threshold + lax.shift_left(jnp.int32(1), 31 - i)
+        return jnp.where(held(keys >= higher) >= wanted, higher, threshold)
+
+    threshold = lax.fori_loop(0, 32, one_bit, jnp.int32(LOWEST))
+    above, equal = keys > threshold, keys == threshold
+    ties = (wanted - held(above)) * _count(equal).astype(jnp.float32) / held(equal)
+    whole = ties.astype(jnp.int32)
+    return _count(above) + whole + (whole.astype(jnp.float32) < ties).astype(jnp.int32)
 
 
 def _last_tie(equal, index, ties):
