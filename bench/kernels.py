@@ -1,4 +1,4 @@
-"""`python -m bench kernels`: every page kernel of this platform against its XLA twin: equal, and how much faster."""
+"""`python -m bench kernels`: every kernel for pages and experts of this platform against its XLA twin: equal, and how much faster."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import numpy as np
 
 from bench.machine import memory_bandwidth, seconds
 from bench.result import Result
+from pallas_kernels.expert_mlp import expert_mlp
+from pallas_kernels.expert_mlp.shapes import ON_GPU as EXPERT_SHAPES_ON_GPU
+from pallas_kernels.expert_mlp.shapes import SHAPES as EXPERT_SHAPES
 from pallas_kernels.packed_pages import PackedPages, pack
 from pallas_kernels.page_attention import page_attention
 from pallas_kernels.page_attention.shapes import SHAPES as ATTENTION_SHAPES
@@ -100,6 +103,8 @@ def _cases(dtype) -> dict[str, Callable[[], Case]]:
         made[f"page_select {name}"] = partial(_select, name, selected)
     for name, bounded in BOUNDS_SHAPES.items():
         made[f"page_bounds {name}"] = partial(_bounds, name, bounded, dtype)
+    for name, chosen in (EXPERT_SHAPES if dtype == jnp.float32 else EXPERT_SHAPES_ON_GPU).items():
+        made[f"expert_mlp {name}"] = partial(_experts, name, chosen, dtype)
     return made
 
 
@@ -203,3 +208,20 @@ def _bounds(name: str, shape, dtype) -> Case:
 
     floor = (4 * page + len(slots)) * shape.kv_heads * shape.head_dim * dtype.itemsize
     return Case("page_bounds", name, call, (bounds, k, jnp.asarray(slots, jnp.int32)), floor)
+
+
+def _experts(name: str, shape, dtype) -> Case:
+    tokens, experts = shape.tokens, shape.experts
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (tokens, shape.model_dim), dtype)
+    gate_up = jax.random.normal(keys[1], (experts, shape.model_dim, 2 * shape.hidden_dim), dtype)
+    down = jax.random.normal(keys[2], (experts, shape.hidden_dim, shape.model_dim), dtype)
+    gate_up, down = gate_up * shape.model_dim**-0.5, down * shape.hidden_dim**-0.5
+    weights, ids = jax.lax.top_k(jax.random.uniform(keys[3], (tokens, experts)), shape.top_k)
+
+    def call(implementation, args):
+        return expert_mlp(*args, implementation=implementation)
+
+    visited = len(np.unique(np.asarray(ids)))
+    floor = 3 * visited * shape.model_dim * shape.hidden_dim * dtype.itemsize
+    return Case("expert_mlp", name, call, (x, gate_up, down, ids.astype(jnp.int32), weights), floor)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.expert_mlp import mosaic_gpu as experts
+from pallas_kernels.expert_mlp.shapes import ON_GPU as EXPERT_SHAPES
 from pallas_kernels.int4_matmul import PackedMatrix
 from pallas_kernels.int4_matmul import mosaic_gpu as low_bits
 from pallas_kernels.int4_matmul.shapes import ON_GPU as LOW_BIT_SHAPES
@@ -153,6 +155,21 @@ def _low_bits(shape, two_level: bool) -> Case:
     return Case(run, (*rows, *weights, *sizes), instruction=r"wgmma\.mma_async\S*\.s32\.s8\.s8")
 
 
+def _experts(shape) -> Case:
+    gate_up = (shape.experts, shape.model_dim, 2 * shape.hidden_dim)
+    down = (shape.experts, shape.hidden_dim, shape.model_dim)
+    chosen = (shape.tokens, shape.top_k)
+    arrays = (
+        ((shape.tokens, shape.model_dim), "bfloat16"),
+        (gate_up, "bfloat16"),
+        (down, "bfloat16"),
+        (chosen, "int32"),
+        (chosen, "float32"),
+    )
+    run = functools.partial(experts.expert_mlp, activation="silu")
+    return Case(run, arrays, instruction=r"wgmma\.mma_async\S*\.f32\.bf16\.bf16")
+
+
 CASES = {
     **{f"page_attention {name}": _attention(shape) for name, shape in ATTENTION_SHAPES.items()},
     **{
@@ -175,5 +192,6 @@ CASES = {
     },
     **{f"int4_matmul w4a8 {name}": _low_bits(shape, True) for name, shape in LOW_BIT_SHAPES.items()},
     **{f"int4_matmul w4a4 {name}": _low_bits(shape, False) for name, shape in LOW_BIT_SHAPES.items()},
+    **{f"expert_mlp {name}": _experts(shape) for name, shape in EXPERT_SHAPES.items()},
     "page_bounds scan": _bounds_of_all_layers(BOUNDS_SHAPES["llama3_8b_decode"]),
 }

@@ -6,8 +6,7 @@ from pathlib import Path
 
 # Of a Hopper processor: registers, bytes of shared memory, and what a block takes of it beside its own.
 REGISTERS, SHARED_BYTES, BLOCK_OVERHEAD = 65536, 233472, 1024
-# The kernels have one warpgroup, and registers are handed out to warps by 256, that is 8 to a thread.
-THREADS, GRANULE = 128, 8
+GRANULE = 8  # registers are handed out to warps by 256, that is 8 to a thread
 
 
 class Failure(Exception):
@@ -16,15 +15,16 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Kernel:
-    """Resources of one kernel: registers of a thread, bytes spilled to memory, bytes of shared memory."""
+    """Resources of one kernel: registers of a thread, bytes spilled to memory, bytes of shared memory, threads of a block."""
 
     registers: int
     spilled: int
     shared_bytes: int
+    threads: int
 
     @property
     def blocks_per_processor(self) -> int:
-        by_registers = REGISTERS // (-(-self.registers // GRANULE) * GRANULE * THREADS)
+        by_registers = REGISTERS // (-(-self.registers // GRANULE) * GRANULE * self.threads)
         return min(by_registers, SHARED_BYTES // (self.shared_bytes + BLOCK_OVERHEAD))
 
 
@@ -33,7 +33,8 @@ def kernels_of(folder: Path) -> list[Kernel]:
     reports = sorted(folder.glob("*.ptxas"))
     if not reports:
         raise Failure("no Mosaic kernel was compiled")
-    return [read(path.read_text(), path.with_suffix(".resources.txt").read_text()) for path in reports]
+    suffixes = (".ptxas", ".resources.txt", ".ptx")
+    return [read(*(path.with_suffix(suffix).read_text() for suffix in suffixes)) for path in reports]
 
 
 def check_instruction(folder: Path, pattern: str) -> None:
@@ -42,12 +43,13 @@ def check_instruction(folder: Path, pattern: str) -> None:
         raise Failure(f"has no instruction {pattern}")
 
 
-def read(assembler: str, resources: str) -> Kernel:
+def read(assembler: str, resources: str, code: str) -> Kernel:
     registers = re.search(r"Used (\d+) registers", assembler)
     spilled = re.search(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", assembler
     )
     shared = re.search(r"smem_scratch_bytes=(\d+)", resources)
-    if not (registers and spilled and shared):
+    threads = re.search(r"\.maxntid (\d+), 1, 1", code)
+    if not (registers and spilled and shared and threads):
         raise Failure(f"the compiler's report reads differently: {assembler[:200]!r}, {resources[:200]!r}")
-    return Kernel(int(registers[1]), max(map(int, spilled.groups())), int(shared[1]))
+    return Kernel(int(registers[1]), max(map(int, spilled.groups())), int(shared[1]), int(threads[1]))

@@ -26,7 +26,7 @@ def expert_mlp(
     activation: "silu" or "gelu_tanh"
     returns [T, D] in x.dtype; float32 accumulation, the K experts summed in the order of expert_ids
     """
-    implementations = {"cpu": _cpu, "xla": xla.expert_mlp}
+    implementations = {"mosaic_gpu": _mosaic_gpu, "cpu": _cpu, "xla": xla.expert_mlp}
     args = (x, gate_up, down, expert_ids, expert_weights)
     return dispatch("expert_mlp", implementations, implementation, *args, activation=activation)
 
@@ -35,3 +35,9 @@ def _cpu(*args, **kwargs):
     from pallas_kernels.expert_mlp import cpu
 
     return cpu.expert_mlp(*args, **kwargs)
+
+
+def _mosaic_gpu(*args, **kwargs):
+    from pallas_kernels.expert_mlp import mosaic_gpu
+
+    return mosaic_gpu.expert_mlp(*args, **kwargs)

@@ -22,3 +22,18 @@ SHAPES = {
     "olmoe_decode": ExpertShape(tokens=64, model_dim=2048, hidden_dim=1024, experts=16, top_k=4),
     "mixtral_slice": ExpertShape(tokens=16, model_dim=1024, hidden_dim=3584, experts=8, top_k=2),
 }
+
+ON_GPU = {
+    "mixtral_8x7b_decode": ExpertShape(tokens=16, model_dim=4096, hidden_dim=14336, experts=8, top_k=2),
+    "mixtral_8x7b_prefill": ExpertShape(tokens=2048, model_dim=4096, hidden_dim=14336, experts=8, top_k=2),
+    "qwen3_30b_decode": ExpertShape(tokens=32, model_dim=2048, hidden_dim=768, experts=128, top_k=8),
+    "pocket": ExpertShape(tokens=64, model_dim=128, hidden_dim=192, experts=8, top_k=2),
+}
+
+# Small enough for the simulator of the GPU: tiles of 64 and of 128 columns, one warpgroup and two.
+SIMULATED = {
+    "narrow": ExpertShape(tokens=5, model_dim=128, hidden_dim=192, experts=8, top_k=2),
+    "wide": ExpertShape(tokens=3, model_dim=384, hidden_dim=128, experts=4, top_k=2),
+    "wide_deep": ExpertShape(tokens=3, model_dim=512, hidden_dim=128, experts=4, top_k=2),
+    "many_rows": ExpertShape(tokens=140, model_dim=256, hidden_dim=128, experts=2, top_k=2),
+}

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels._mosaic import simulator
 from pallas_kernels.expert_mlp import expert_mlp, grouped_matmul
-from pallas_kernels.expert_mlp.shapes import SHAPES, ExpertShape
+from pallas_kernels.expert_mlp.shapes import SHAPES, SIMULATED, ExpertShape
 
 IMPLEMENTATIONS = ["xla", "cpu"]
 
@@ -119,3 +120,32 @@ def test_grouped_matmul():
     np.testing.assert_allclose(
         grouped_matmul(jnp.asarray(x), jnp.asarray(w), jnp.asarray(sizes)), want, rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_hopper_kernel_in_the_simulator(name):
+    args = make(SIMULATED[name], jnp.bfloat16, skip=0.2)
+    activation = "gelu_tanh" if name == "wide" else "silu"
+    with simulator():
+        got = jax.block_until_ready(expert_mlp(*args, activation=activation, implementation="mosaic_gpu"))
+    np.testing.assert_allclose(np.asarray(got, np.float64), oracle(*args, activation), rtol=3e-2, atol=3e-2)
+
+
+def test_hopper_kernel_where_no_pair_is_wanted():
+    args = make(SIMULATED["narrow"], jnp.bfloat16, skip=1.0)
+    with simulator():
+        got = jax.block_until_ready(expert_mlp(*args, implementation="mosaic_gpu"))
+    assert not np.any(got)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "said"),
+    [
+        (ExpertShape(2, 128, 96, 2, 1), "bfloat16", "experts of 128 by 96"),
+        (ExpertShape(2, 192, 128, 2, 1), "bfloat16", "experts of 192 by 128"),
+        (ExpertShape(2, 128, 64, 2, 1), "float32", "float32 by float32; bfloat16"),
+    ],
+)
+def test_what_the_hopper_kernel_leaves_to_xla(shape, dtype, said):
+    with pytest.raises(NotImplementedError, match=said), simulator():
+        expert_mlp(*make(shape, jnp.dtype(dtype)), implementation="mosaic_gpu")

@@ -8,20 +8,28 @@ ASSEMBLER = """ptxas info    : Compiling entry function 'page_attention_mosaic_g
     {} bytes stack frame, {} bytes spill stores, {} bytes spill loads
 ptxas info    : Used {} registers, used 2 barriers, 1 bytes smem"""
 RESOURCES = "Resources(smem_scratch_bytes={}, tmem_scratch_cols=0, barrier_counts=Counter())"
+CODE = ".maxntid {}, 1, 1"
 
 
 @pytest.mark.parametrize(
-    ("registers", "shared", "blocks"),
-    [(128, 109568, 2), (129, 0, 3), (247, 1024, 2), (94, 38912, 5), (32, 142336, 1)],
+    ("registers", "shared", "threads", "blocks"),
+    [
+        (128, 109568, 128, 2),
+        (129, 0, 128, 3),
+        (247, 1024, 128, 2),
+        (94, 38912, 128, 5),
+        (32, 142336, 128, 1),
+        (128, 0, 256, 2),
+    ],
 )
-def test_blocks_per_processor(registers, shared, blocks):
-    kernel = read(ASSEMBLER.format(0, 0, 0, registers), RESOURCES.format(shared))
+def test_blocks_per_processor(registers, shared, threads, blocks):
+    kernel = read(ASSEMBLER.format(0, 0, 0, registers), RESOURCES.format(shared), CODE.format(threads))
     assert (kernel.registers, kernel.spilled, kernel.shared_bytes) == (registers, 0, shared)
     assert kernel.blocks_per_processor == blocks
 
 
 def test_spills_are_seen():
-    assert read(ASSEMBLER.format(104, 104, 96, 255), RESOURCES.format(0)).spilled == 104
+    assert read(ASSEMBLER.format(104, 104, 96, 255), RESOURCES.format(0), CODE.format(128)).spilled == 104
 
 
 def test_a_missing_or_unknown_report_is_a_failure(tmp_path):
@@ -29,6 +37,7 @@ def test_a_missing_or_unknown_report_is_a_failure(tmp_path):
         kernels_of(tmp_path)
     (tmp_path / "a.ptxas").write_text("all fine")
     (tmp_path / "a.resources.txt").write_text(RESOURCES.format(0))
+    (tmp_path / "a.ptx").write_text(CODE.format(128))
     with pytest.raises(Failure, match="reads differently: 'all fine'"):
         kernels_of(tmp_path)
 
