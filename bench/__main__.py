@@ -17,6 +17,7 @@ BENCHES = {
     "blendserve-engine": "the schedule policies on the real engine: same answers, throughput, sharing, step mix",
     "engine": "tokens/s, steps, compilations, padding and host share of the engine, on this machine's own limits",
     "fiddler-host": "the expert kernel of the host against the rates of memory and of matmul, and against numpy",
+    "fiddler-offload": "experts four times the device: tokens/s, first token, hit rate, link and host, by policy and batch",
     "fiddler-placement": "slots by Fiddler's rule, hit rates of placements on the published popularity of Mixtral's experts",
     "h200": "the benches that want a GPU, in one call of under ten minutes",
     "kernels": "every page kernel of this platform against its XLA twin: equal, how much faster, of the byte floor",

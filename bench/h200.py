@@ -16,6 +16,7 @@ PARTS = {  # in this order: is it right, how fast alone, how fast together
     "kernels": [],
     "quest-attention": [],
     "engine": [],
+    "fiddler-offload": ["--model", "mixtral-8x7b-int4", "--repeats", "1"],
     "pocket": ["--items", "20"],
 }
 SECONDS = 540.0
