@@ -4,7 +4,7 @@ All kernels for Hopper go through here, so that a change of this young interface
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -76,9 +76,32 @@ def wgmma_from_registers(total, a: jax.Array, b, stage) -> None:
     plgpu.wgmma(total, a, b)
 
 
+def accumulate(multiply: Callable, total: jax.Array) -> jax.Array:
+    """total plus what `multiply`, given an ACC reference, adds to it by wgmma."""
+    if not _simulating:
+        return pl.run_state(multiply)(plgpu.ACC.init(total))
+
+    def alone(part):
+        multiply(part)
+        return part[...]
+
+    rows, columns = total.shape
+    return total + pl.run_scoped(alone, plgpu.ACC((rows, columns), total.dtype))
+
+
 def stage_types(shape: tuple[int, ...], dtype) -> tuple:
     """Scratch where the simulator keeps the a of wgmma_from_registers; nothing on a device."""
     return (plgpu.SMEM(shape, dtype),) if _simulating else ()
 
 
-__all__ = ["mma", "pl", "plgpu", "processors", "simulator", "stage_types", "swizzled", "wgmma_from_registers"]
+__all__ = [
+    "accumulate",
+    "mma",
+    "pl",
+    "plgpu",
+    "processors",
+    "simulator",
+    "stage_types",
+    "swizzled",
+    "wgmma_from_registers",
+]

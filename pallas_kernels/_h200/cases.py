@@ -23,6 +23,8 @@ from pallas_kernels.page_scores.shapes import SHAPES as SCORES_SHAPES
 from pallas_kernels.page_select import mosaic_gpu as select
 from pallas_kernels.page_select.shapes import SHAPES as SELECT_SHAPES
 from pallas_kernels.quantize import QuantizedRows
+from pallas_kernels.ragged_attention import mosaic_gpu as ragged
+from pallas_kernels.ragged_attention.shapes import ON_GPU as RAGGED_SHAPES
 
 LAYERS, POOL_PAGES = 2, 4096
 
@@ -64,6 +66,20 @@ def _packed_attention(shape, bits) -> Case:
         return attention.page_attention(q, *pools, *args, scale=shape.head_dim**-0.5)
 
     return Case(run, (q, *((codes, "uint8"), (words, "int32")) * 2, layer, lists, tokens))
+
+
+def _ragged(shape) -> Case:
+    rows, tokens = len(shape.rows), sum(count for count, _ in shape.rows)
+    pool = ((LAYERS, POOL_PAGES, shape.kv_heads, shape.page_size, shape.head_dim), "bfloat16")
+    width = -(-max(length for _, length in shape.rows) // shape.page_size)
+    of_rows: tuple[Array, ...] = (((rows, width), "int32"), *(((rows,), "int32"),) * 3)
+
+    def run(*args):
+        return ragged.ragged_attention(*args[:-1], scale=shape.head_dim**-0.5, window=args[-1])
+
+    q = ((tokens, shape.q_heads, shape.head_dim), "bfloat16")
+    wgmma = r"wgmma\.mma_async\S*\.f32\.bf16\.bf16"
+    return Case(run, (q, pool, pool, ((), "int32"), *of_rows, ((), "int32")), instruction=wgmma)
 
 
 def _scores(shape) -> Case:
@@ -180,6 +196,7 @@ CASES = {
         }.items()
         for name in names
     },
+    **{f"ragged_attention {name}": _ragged(shape) for name, shape in RAGGED_SHAPES.items()},
     **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_scores {name} int8": _scaled_scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_select {name}": _select(shape) for name, shape in SELECT_SHAPES.items()},

@@ -35,7 +35,7 @@ def ragged_attention(
     window: int32 scalar, may be traced; > 0 keeps only keys at p > position - window
     returns [T, Hq, D] in q.dtype, zeros for tokens that no row owns
     """
-    implementations = {"cpu": _cpu, "xla": xla.ragged_attention}
+    implementations = {"mosaic_gpu": _mosaic_gpu, "cpu": _cpu, "xla": xla.ragged_attention}
     args = (q, k_pages, v_pages, layer, page_table, query_start, query_len, kv_len)
     return dispatch("ragged_attention", implementations, implementation, *args, scale=scale, window=window)
 
@@ -44,3 +44,9 @@ def _cpu(*args, **kwargs):
     from pallas_kernels.ragged_attention import cpu
 
     return cpu.ragged_attention(*args, **kwargs)
+
+
+def _mosaic_gpu(*args, **kwargs):
+    from pallas_kernels.ragged_attention import mosaic_gpu
+
+    return mosaic_gpu.ragged_attention(*args, **kwargs)

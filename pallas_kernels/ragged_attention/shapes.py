@@ -28,3 +28,20 @@ SHAPES = {
     "llama3_8b_decode": AttentionShape(32, 8, 128, 16, _decode(16, 500, 1500)),
     "llama3_8b_prefill": AttentionShape(32, 8, 128, 16, ((512, 2048),)),
 }
+
+# Prefill and mixed steps of real models, and the edges of what the Hopper kernel takes.
+ON_GPU = {
+    **{name: SHAPES[name] for name in ("pocket_prefill", "pocket_mixed", "llama3_8b_prefill")},
+    "llama3_8b_chunks": AttentionShape(32, 8, 128, 16, ((1024, 1024), (512, 4096), (512, 16384))),
+    "llama3_8b_page_32": AttentionShape(32, 8, 128, 32, ((2048, 2048),)),
+    "llama2_7b_prefill": AttentionShape(32, 32, 128, 16, ((1024, 2048),)),
+    "one_kv_head": AttentionShape(16, 1, 128, 16, ((512, 2048),)),
+}
+
+# Small enough for the simulator of the GPU: rows of none, one and many tokens, from the middle of a context too.
+SIMULATED = {
+    "pocket": AttentionShape(3, 1, 64, 16, ((0, 0), (1, 70), (45, 230))),
+    "llama3_8b_two_heads": AttentionShape(8, 2, 128, 16, ((70, 70), (1, 33), (0, 0), (3, 500))),
+    "page_32": AttentionShape(2, 2, 128, 32, ((1, 1), (130, 129 + 64))),
+    "one_kv_head": AttentionShape(16, 1, 64, 16, ((9, 9), (17, 90))),
+}

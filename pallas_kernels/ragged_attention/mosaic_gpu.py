@@ -1,0 +1,271 @@
+"""ragged_attention for Hopper: FlashAttention-2's loop on wgmma, one warpgroup to a tile of queries.
+
+A block has 128 rows: the query heads of one KV head, a tile of tokens each. Keys and values come by TMA through the page
+table, 64 tokens at a time, and serve both halves of the rows. Two blocks share a processor, so that one has the tensor cores
+while the other is at its softmax. Keys are taken in blocks at fixed multiples of 64 and a query's row of the tile feels no
+other, so a token's result depends neither on its neighbours nor on where its prompt was cut.
+
+Flops: 4 * D for every row of the tile and every key of a block that one of them sees: a causal tile of n tokens computes
+some 32 + n / 2 keys a row more than it needs, and a tile that its tokens do not fill is computed whole.
+Bytes: a tile reads its keys and values once, 4 * D * keys, that is 128 flops a byte; tiles of one row run beside one another
+and find them in the second-level cache, so memory gives them about once. Queries are read once; outputs are written by
+tiles and then gathered into the tokens' order, 3 times their size, where clearing what no row owns would take 2.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels._mosaic import (
+    accumulate,
+    pl,
+    plgpu,
+    processors,
+    stage_types,
+    swizzled,
+    wgmma_from_registers,
+)
+from pallas_kernels.packed_pages import PackedPages
+from pallas_kernels.ragged_attention._query_tiles import (
+    ALIGNED,
+    END,
+    FIRST,
+    LENGTH,
+    POSITION,
+    ROW,
+    TOKEN,
+    query_tiles,
+)
+
+WGMMA_ROWS = 64
+HALVES = 2  # of a tile's rows, one after the other: two accumulators are all that the registers hold
+ROWS = HALVES * WGMMA_ROWS
+KEYS = 64  # of a step
+COPY = 16  # keys that one warp copies for a step
+STAGES = 2  # 96 KiB in all, so that two blocks share a processor and one has the tensor cores while the other is at its softmax
+# Added to scores that do not count; far below the first maximum, so that their weights are 0 even before a score that does.
+LOWEST, LOWEST_TOP = -1e30, -1e15
+LOG2_E = math.log2(math.e)
+
+
+def ragged_attention(
+    q: jax.Array,
+    k_pages: jax.Array | PackedPages,
+    v_pages: jax.Array | PackedPages,
+    layer: jax.Array | int,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    query_len: jax.Array,
+    kv_len: jax.Array,
+    *,
+    scale: float,
+    window: jax.Array | int,
+) -> jax.Array:
+    """See `api.ragged_attention`."""
+    tokens, q_heads, head_dim = q.shape
+    layers, pages, kv_heads, page_size, _ = k_pages.shape
+    group = q_heads // kv_heads
+    processors()
+    check(q, k_pages, v_pages)
+    assert isinstance(k_pages, jax.Array) and isinstance(v_pages, jax.Array)
+    size = tile_tokens(group)
+    padded = max(-(-tokens // ALIGNED) * ALIGNED, size)
+    rows = (a.astype(jnp.int32) for a in (query_start, query_len, kv_len))
+    tiles, slots = query_tiles(*rows, tokens=padded, size=size)
+
+    def body(*refs, **scratch):
+        tile, head = lax.axis_index("tile"), lax.axis_index("head")
+        attend_tile(tile, head, *refs, **scratch, group=group, kv_heads=kv_heads, scale=scale * LOG2_E)
+
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((len(tiles) * size, q_heads * head_dim), q.dtype),
+        grid=(len(tiles), kv_heads),
+        grid_names=("tile", "head"),
+        kernel_name="ragged_attention",
+        scratch_types=scratch_types(group, head_dim),
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
+    )
+    queries = jnp.pad(q.reshape(tokens, -1), ((0, padded - tokens), (0, 0)))
+    of_heads = (a.reshape(layers, pages * kv_heads, page_size, head_dim) for a in (k_pages, v_pages))
+    out = kernel(tiles, page_table.astype(jnp.int32), scalars(layer, window), queries, *of_heads)
+    return out.at[slots[:tokens]].get(mode="fill", fill_value=0).reshape(q.shape)
+
+
+def check(q: jax.Array, k_pages: jax.Array | PackedPages, v_pages: jax.Array | PackedPages) -> None:
+    """Raises NotImplementedError for what the kernel does not take."""
+    types = ["packed" if isinstance(a, PackedPages) else a.dtype.name for a in (q, k_pages, v_pages)]
+    if types != ["bfloat16"] * 3:
+        raise NotImplementedError(f"queries, keys and values: {', '.join(types)}; bfloat16")
+    head_dim, page_size, group = q.shape[2], k_pages.shape[3], q.shape[1] // k_pages.shape[2]
+    if head_dim not in (64, 128) or page_size not in (16, 32):
+        raise NotImplementedError(f"head dimension {head_dim}, page size {page_size}; 64 or 128, 16 or 32")
+    if group > ROWS // 8:
+        raise NotImplementedError(f"{group} query heads to a KV head; at most {ROWS // 8}")
+
+
+def tile_tokens(group: int) -> int:
+    """Tokens of a tile: a multiple of 8, as shared memory is tiled so."""
+    return ROWS // group // 8 * 8
+
+
+def pieces(group: int) -> list[tuple[int, int, pl.Slice, int]]:
+    """How a tile's rows are copied: the query head, the half and rows of it, and the first of their tokens in the tile."""
+    size, found = tile_tokens(group), []
+    for g in range(group):
+        cuts = sorted(
+            {g * size, (g + 1) * size, *range(0, ROWS, WGMMA_ROWS)} & {*range(g * size, (g + 1) * size + 1)}
+        )
+        for start, stop in itertools.pairwise(cuts):
+            half, row = divmod(start, WGMMA_ROWS)
+            found.append((g, half, pl.ds(row, stop - start), start - g * size))
+    return found
+
+
+def scalars(layer: jax.Array | int, window: jax.Array | int) -> jax.Array:
+    """The layer and the window, the largest number for none: int32 [2]."""
+    largest = jnp.iinfo(jnp.int32).max
+    window = jnp.asarray(window, jnp.int32)
+    return jnp.stack([jnp.asarray(layer, jnp.int32), jnp.where(window > 0, window, largest)])
+
+
+def scratch_types(group: int, head_dim: int) -> dict:
+    """What a block needs of shared memory and barriers."""
+    tile, step = (
+        plgpu.SMEM(shape, jnp.bfloat16, transforms=swizzled(head_dim))
+        for shape in ((HALVES, WGMMA_ROWS, head_dim), (STAGES, KEYS, head_dim))
+    )
+    arrived = plgpu.Barrier(num_arrivals=KEYS // COPY, num_barriers=STAGES)
+    return {
+        "q_tile": tile,
+        "k_ring": step,
+        "v_ring": step,
+        "stage": stage_types((WGMMA_ROWS, KEYS), jnp.bfloat16),
+        "q_arrived": plgpu.Barrier(num_arrivals=len(pieces(group))),
+        "k_arrived": arrived,
+        "v_arrived": arrived,
+    }
+
+
+def attend_tile(
+    tile, head, tiles, page_table, scalars, q, k_pages, v_pages, out,
+    *, q_tile, k_ring, v_ring, stage, q_arrived, k_arrived, v_arrived, group, kv_heads, scale,
+):  # fmt: skip
+    """One tile of queries and one KV head.
+
+    tiles: int32 [tiles, 6], see `_query_tiles`; scalars: see `scalars`; q, out: [tokens, Hq * D], out by tiles;
+    k_pages, v_pages: [L, N * Hkv, page, D]; scale: to powers of two.
+    """
+    head_dim, page_size = k_ring.shape[2], k_pages.shape[2]
+    size = tile_tokens(group)
+    row, token, position, first, end, length = (
+        tiles[tile, field] for field in (ROW, TOKEN, POSITION, FIRST, END, LENGTH)
+    )
+    layer, window = scalars[0], scalars[1]
+    # From the last keys to the first: the step that may hold what no token has written comes first.
+    blocks = (end + KEYS - 1) // KEYS
+    count = blocks - jnp.maximum(first + 1 - window, 0) // KEYS
+    # All tokens of the tile see all keys of the steps from `plain` to `narrow`.
+    plain = blocks - (first + 1) // KEYS
+    narrow = blocks - (jnp.maximum(end - window, 0) + KEYS - 1) // KEYS
+    layout = plgpu.Layout.WGMMA
+
+    def request(pages, ring, arrived, step):
+        @pl.when(step < count)
+        def _():
+            slot = lax.rem(step, STAGES)
+
+            @plgpu.warp_map
+            def _(warp):
+                key = jnp.minimum((blocks - 1 - step) * KEYS + warp * COPY, end - 1)
+                at = page_table[row, key // page_size] * kv_heads + head
+                inside = lax.rem(key, page_size) // COPY * COPY
+                source = pages.at[layer, at, pl.ds(inside, COPY)]
+                plgpu.copy_gmem_to_smem(source, ring.at[slot, pl.ds(warp * COPY, COPY)], arrived.at[slot])
+
+    def along_rows(vector, columns):
+        return lax.broadcast_in_dim(vector, (WGMMA_ROWS, columns), (0,))
+
+    def vector(value):
+        return plgpu.layout_cast(jnp.full((WGMMA_ROWS,), value, jnp.float32), layout.reduce(1))
+
+    def zeros(columns):
+        return plgpu.layout_cast(jnp.zeros((WGMMA_ROWS, columns), jnp.float32), layout)
+
+    def mask(half, step):
+        """0 where a query sees a key of the step."""
+        at = plgpu.broadcasted_iota(jnp.int32, (WGMMA_ROWS,), 0, layout=layout.reduce(1)) + half * WGMMA_ROWS
+        last = along_rows(lax.rem(at, size) + position, KEYS)  # tokens lie head by head
+        key = plgpu.broadcasted_iota(jnp.int32, (WGMMA_ROWS, KEYS), 1, layout=layout)
+        key = key + (blocks - 1 - step) * KEYS
+        return jnp.where((key <= last) & (key > last - window), 0.0, LOWEST)
+
+    def clear(ring):
+        """Of the first step: what no token has written may be NaN, and NaN times a weight of 0 is NaN."""
+        found = plgpu.load(ring.at[0], layout=layout, optimized=False)
+        key = plgpu.broadcasted_iota(jnp.int32, found.shape, 0, layout=layout) + (blocks - 1) * KEYS
+        ring[0] = jnp.where(key < length, found, jnp.zeros_like(found))
+        plgpu.commit_smem()
+
+    def one_half(half, step, slot, carry):
+        top, summed, acc = carry
+
+        def multiply_keys(scores):
+            plgpu.wgmma(scores, q_tile.at[half], k_ring.at[slot].T)
+            plgpu.wgmma_wait(0)
+
+        some_do_not_see = (step < plain) | (step >= narrow)
+        scores = lax.cond(some_do_not_see, lambda: mask(half, step), lambda: zeros(KEYS))
+        scores = accumulate(multiply_keys, scores)
+        if half == HALVES - 1:
+            request(k_pages, k_ring, k_arrived, step + STAGES)
+        new_top = jnp.maximum(top, scores.max(axis=1) * scale)
+        keep = jnp.exp2(top - new_top)
+        weights = jnp.exp2(scores * scale - along_rows(new_top, KEYS))
+        summed = summed * keep + weights.sum(axis=1)
+
+        def multiply_values(total):
+            wgmma_from_registers(total, weights.astype(jnp.bfloat16), v_ring.at[slot], stage)
+            plgpu.wgmma_wait(0)
+
+        if half == 0:
+            pl.when(step > 0)(lambda: plgpu.barrier_wait(v_arrived.at[slot]))
+        return new_top, summed, accumulate(multiply_values, acc * along_rows(keep, head_dim))
+
+    def one_step(step, carries):
+        slot = lax.rem(step, STAGES)
+        pl.when(step > 0)(lambda: plgpu.barrier_wait(k_arrived.at[slot]))
+        carries = tuple(one_half(half, step, slot, carry) for half, carry in enumerate(carries))
+        request(v_pages, v_ring, v_arrived, step + STAGES)
+        return carries
+
+    @pl.when(count > 0)
+    def _():
+        tokens = pl.multiple_of(token, ALIGNED)
+        columns = [pl.ds((head * group + g) * head_dim, head_dim) for g in range(group)]
+        for g, half, rows, offset in pieces(group):
+            source = q.at[pl.ds(tokens + offset, rows.size), columns[g]]
+            plgpu.copy_gmem_to_smem(source, q_tile.at[half, rows], q_arrived)
+        for step in range(STAGES):
+            request(k_pages, k_ring, k_arrived, step)
+            request(v_pages, v_ring, v_arrived, step)
+        plgpu.barrier_wait(q_arrived)
+        plgpu.barrier_wait(k_arrived.at[0])
+        plgpu.barrier_wait(v_arrived.at[0])
+
+        @pl.when(blocks * KEYS > length)
+        def _():
+            clear(k_ring)
+            clear(v_ring)
+
+        start = (vector(LOWEST_TOP), vector(0.0), zeros(head_dim))
+        for half, (_, summed, acc) in enumerate(lax.fori_loop(0, count, one_step, (start,) * HALVES)):
+            q_tile[half] = (acc * along_rows(1 / summed, head_dim)).astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        for g, half, rows, offset in pieces(group):
+            to = out.at[pl.ds(tile * size + offset, rows.size), columns[g]]
+            plgpu.copy_smem_to_gmem(q_tile.at[half, rows], to)
+        plgpu.wait_smem_to_gmem(0)
