@@ -17,7 +17,7 @@ from jaxinfer.engine.memory import MemoryPlan, bucket
 from jaxinfer.engine.plan import StepPlan
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
-from jaxinfer.engine.step import Programs, StepSpec, set_slot
+from jaxinfer.engine.step import Programs, State, StepSpec, set_slot
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
 from jaxinfer.offload.offload import Offload
@@ -64,11 +64,11 @@ class Device:
         self.memory = memory
         self._config = config
         self.offload = offload
-        self._weights, tree = jax.tree.flatten((model, None if offload is None else offload.pool))
+        self._weights, tree = jax.tree.flatten((model, None if offload is None else offload.records))
         self._programs = Programs.of(StepSpec(config, tree, settings.engine.decode_steps, quest, offload))
         self._compiled_before = self._programs.compilations  # by other engines of the same spec
         self._batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
-        self._state = memory.make_state()
+        self._state = self._new_state()
 
     @property
     def compilations(self) -> int:
@@ -119,7 +119,11 @@ class Device:
     def reset(self) -> None:
         """Lose all keys and slots: a failed call may have taken its donated state with it."""
         del self._state  # before its successor is allocated
-        self._state = self.memory.make_state()
+        self._state = self._new_state()
+
+    def _new_state(self) -> State:
+        state = self.memory.make_state()
+        return state if self.offload is None else state._replace(slots=self.offload.move_in())
 
     def _upload(self, sequence: Sequence) -> None:
         """Bring what a sequence's penalties, biases and minimum length need to its slot."""

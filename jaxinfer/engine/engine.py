@@ -72,7 +72,7 @@ class Engine:
                 raise ConfigError(
                     "offload.device_memory: an engine whose experts are on the host needs their store"
                 )
-            self.offload = Offload(experts, config, settings.offload, self.memory.expert_slots)
+            self.offload = Offload(experts, model, config, settings.offload, self.memory.expert_slots)
         self.device = Device(config, model, settings, self.memory, self.quest, self.offload)
         self.demand = DemandModel(config, self.memory.dtype)
         self._in_flight: deque[InFlight] = deque()

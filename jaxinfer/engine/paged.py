@@ -21,10 +21,11 @@ from pallas_kernels.ragged_attention import ragged_attention
 
 
 class PagedCache(NamedTuple):
-    """What attention carries through the layers: the pool, and the choices that serve again (`State.chosen`)."""
+    """What goes through the layers: the pool, the choices that serve again, and the slots of experts (see `State`)."""
 
     pool: KVPool
-    chosen: Chosen | None
+    chosen: Chosen | None = None
+    slots: jax.Array | None = None
 
 
 class PagedRows(NamedTuple):
@@ -99,7 +100,7 @@ def paged_attention(
         if cache.chosen is None or now is None:
             return out, cache._replace(pool=pool)
         slots = jnp.where(anew, rows.slots, cache.chosen.number.shape[1])
-        return out, PagedCache(pool, cache.chosen.with_rows(layer, slots, now))
+        return out, cache._replace(pool=pool, chosen=cache.chosen.with_rows(layer, slots, now))
 
     return attend
 

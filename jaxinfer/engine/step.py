@@ -30,15 +30,17 @@ class State(NamedTuple):
     """What the device keeps between calls; donated to each.
 
     `chosen`: the pages that every layer and slot chose last; None where no choice serves again.
+    `slots`: uint8 [S, bytes of an expert], the experts on the device; None where the model holds them.
     """
 
     pool: KVPool
     table: SlotTable
     chosen: Chosen | None = None
+    slots: jax.Array | None = None
 
     @property
     def cache(self) -> PagedCache:
-        return PagedCache(self.pool, self.chosen)
+        return PagedCache(self.pool, self.chosen, self.slots)
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class StepSpec:
     """What the programs are compiled for, beside the shapes of their arguments. Equal specs share compiled programs.
 
     Attributes:
-      tree: structure of the model and of the pool of its experts (None where the model holds them). Their arrays go in
-        as a flat list: flattening modules at every call costs more than a small step does.
+      tree: structure of the model and of its experts' records on the host (None where the model holds them). Their
+        arrays go in as a flat list: flattening modules at every call costs more than a small step does.
       decode_steps: most steps of a decode call.
       quest: how decoding tokens choose the pages they attend to; None for all.
       offload: computes the experts that are not part of the model.
@@ -198,7 +200,7 @@ def _sample(
         last_tokens=table.last_tokens.at[slots].set(sampled.tokens),
         history=table.history.at[slots, lengths].set(sampled.tokens, mode="drop"),
     )
-    return State(cache.pool, table, cache.chosen), sampled
+    return State(cache.pool, table, cache.chosen, cache.slots), sampled
 
 
 def _kv_slots(pool: KVPool, page_table: jax.Array, positions: jax.Array) -> jax.Array:

@@ -163,5 +163,6 @@ def run_layer(
     hidden = hidden + linear(attended.astype(hidden.dtype), layer.attention.out, layer.attention.out_bias)
     x = norm(hidden, layer.mlp_norm, config)
     if isinstance(layer.mlp, MoE):
-        return hidden + moe(x, layer.mlp, config, valid, index, experts), cache
+        out, cache = moe(x, layer.mlp, config, valid, index, experts, cache)
+        return hidden + out, cache
     return hidden + mlp(x, layer.mlp, config.activation), cache

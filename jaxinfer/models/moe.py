@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from jaxinfer.models.config import ModelConfig, MoEConfig
 from jaxinfer.models.layers import MoE
 from jaxinfer.models.linear import project, run_experts
 
-Experts = Callable[[jax.Array | int, jax.Array, jax.Array, jax.Array], jax.Array]
-"""experts(layer, x [T, D], ids int32 [T, K], shares float32 [T, K]) -> [T, D]: the sum of the chosen experts' MLPs, each times
-its share. layer: int32 scalar, counted over the whole model; a negative id is no expert.
+Experts = Callable[..., tuple[jax.Array, Any]]
+"""experts(cache, layer, x [T, D], ids int32 [T, K], shares float32 [T, K]) -> (out [T, D], cache): the sum of the chosen experts'
+MLPs, each times its share. layer: int32 scalar, counted over the whole model; a negative id is no expert; cache: what is
+carried through the layers.
 """
 
 
@@ -24,8 +26,9 @@ def moe(
     valid: jax.Array | None,
     layer: jax.Array | int = 0,
     experts: Experts | None = None,
-) -> jax.Array:
-    """Sum of the chosen experts' MLPs. x [T, D], valid bool [T] (False: padding, visits no expert) -> [T, D].
+    cache: Any = None,
+) -> tuple[jax.Array, Any]:
+    """Sum of the chosen experts' MLPs. x [T, D], valid bool [T] (False: padding, visits no expert) -> [T, D], cache.
 
     experts: computes them wherever their weights are; None where `weights` holds them.
     """
@@ -34,8 +37,8 @@ def moe(
     if valid is not None:
         ids = jnp.where(valid[:, None], ids, -1)
     if experts is not None:
-        return experts(layer, x, ids, shares)
-    return run_experts(x, weights.gate_up, weights.down, ids, shares, config.activation)
+        return experts(cache, layer, x, ids, shares)
+    return run_experts(x, weights.gate_up, weights.down, ids, shares, config.activation), cache
 
 
 def route(scores: jax.Array, config: MoEConfig) -> tuple[jax.Array, jax.Array]:

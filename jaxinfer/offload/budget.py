@@ -17,6 +17,9 @@ from jaxinfer.models.layers import MoE
 from pallas_kernels.packed_experts import Record
 
 _PAPER_SHARE = 0.95
+_IN_FLIGHT = (
+    3  # experts beside the slots while some are streamed: one in use, one on its way, one that XLA copies
+)
 
 
 def moe_layers(config: ModelConfig) -> int:
@@ -71,7 +74,7 @@ class ExpertBudget:
     Attributes:
       total: bytes that the model may take.
       shared: parameters but the experts; activations: what the largest step holds; state: the sequences'.
-      expert: bytes of one expert.
+      expert: bytes of one expert; some beside those in slots are there while experts are streamed.
     """
 
     config: ModelConfig
@@ -135,18 +138,18 @@ class ExpertBudget:
             raise ConfigError(
                 f"offload.device_memory = {memory!r}: {budget.total} bytes hold no expert beside the rest: "
                 f"{budget.shared} bytes of other parameters, {budget.activations} of activations, {state} of the "
-                f"sequences' state, and {expert} for an expert; at least {budget.total - budget.left + expert} and the KV "
+                f"sequences' state, and {expert} for each of {_IN_FLIGHT + 1} experts; at least {budget.total - budget.left + expert} and the KV "
                 "pool are needed, less with a smaller engine.max_tokens_per_step or engine.max_seqs"
             )
         return budget
 
     @property
     def left(self) -> int:
-        """Bytes for keys and values, and experts."""
-        return self.total - self.shared - self.activations - self.state
+        """Bytes for keys and values, and slots."""
+        return self.total - self.shared - self.activations - self.state - _IN_FLIGHT * self.expert
 
     def slots(self, kv_bytes: int) -> int:
-        """Experts on the device at a time, landing slots included, beside `kv_bytes` of keys and values.
+        """Slots for experts beside `kv_bytes` of keys and values.
 
         Raises:
           ConfigError: not one.

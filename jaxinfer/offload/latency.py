@@ -30,11 +30,14 @@ class Costs:
 
     Attributes:
       link: seconds that its weights take to the device.
+      ask: seconds of a question to the host beside its work. Infinite where host and device are the same cores: then
+        nothing is won by having both work at the same time.
     """
 
     host: Engine
     device: Engine
     link: float
+    ask: float = float("inf")
 
     @property
     def break_even(self) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxinfer.offload.host_experts import LayerExperts
 from jaxinfer.offload.latency import Costs, Engine
-from jaxinfer.offload.pool import SlotPool
+from jaxinfer.offload.pool import bring
 from jaxinfer.offload.store import ExpertStore
 from pallas_kernels.packed_experts import Record, packed_experts
 
@@ -27,7 +27,7 @@ logger = logging.getLogger("jaxinfer")
 
 TOKENS = (1, 64)  # few enough to wait for memory, and enough not to
 _ROUNDS = 7
-_VERSION = 1  # of the kernels and of what is measured
+_VERSION = 2  # of the kernels and of what is measured
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,19 @@ class MachineProfile:
     """Attributes:
     machine: that was measured.
     host, device: seconds of one expert for each of `TOKENS`.
-    link: seconds of one expert's weights to the device; infinite where the link cannot fill slots during a step.
+    link: seconds of one expert's weights to the device.
+    ask: seconds of a question to the host that it answers at once; infinite where host and device are the same cores.
     """
 
     machine: str
     host: tuple[float, ...]
     device: tuple[float, ...]
     link: float
+    ask: float
 
     @property
     def costs(self) -> Costs:
-        return Costs(host=_engine(self.host), device=_engine(self.device), link=self.link)
+        return Costs(host=_engine(self.host), device=_engine(self.device), link=self.link, ask=self.ask)
 
 
 def _engine(seconds: tuple[float, ...]) -> Engine:
@@ -62,7 +64,7 @@ def this_machine() -> str:
 
 def machine_profile(
     store: ExpertStore,
-    pool: SlotPool,
+    records: jax.Array,
     host: LayerExperts,
     *,
     activation: str,
@@ -80,7 +82,7 @@ def machine_profile(
     path = folder / f"{name}.json"
     profile = _remembered(path)
     if profile is None:
-        profile = _measure(store, pool, host, activation)
+        profile = _measure(store, records, host, activation)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(profile), indent=1) + "\n")
@@ -95,10 +97,14 @@ def _remembered(path: Path) -> MachineProfile | None:
     try:
         data = json.loads(path.read_bytes())
         profile = MachineProfile(
-            str(data["machine"]), tuple(data["host"]), tuple(data["device"]), float(data["link"])
+            str(data["machine"]),
+            tuple(data["host"]),
+            tuple(data["device"]),
+            float(data["link"]),
+            float(data["ask"]),
         )
-        times = np.array([*profile.host, *profile.device, profile.link], np.float64)
-        if len(times) != 2 * len(TOKENS) + 1 or not (times > 0).all():
+        times = np.array([*profile.host, *profile.device, profile.link, profile.ask], np.float64)
+        if len(times) != 2 * len(TOKENS) + 2 or not (times > 0).all():
             raise ValueError("expected positive seconds")
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning(
@@ -113,13 +119,12 @@ def _remembered(path: Path) -> MachineProfile | None:
     return profile
 
 
-def _measure(store: ExpertStore, pool: SlotPool, host: LayerExperts, activation: str) -> MachineProfile:
+def _measure(store: ExpertStore, records: jax.Array, host: LayerExperts, activation: str) -> MachineProfile:
     record = store.record
-    slot = pool.array.shape[0] - 1  # a landing slot, or one that is filled later
     count = min(store.experts, 4)  # in turn, so that none is found in a cache that it would not be in
-    link = float("inf")
-    if pool.streams:
-        link = _median([partial(pool.write, slot, store.of_layer(0)[expert]) for expert in range(count)])
+    fetch = jax.jit(bring)
+    link = _median([partial(_wait_for, fetch, (records, np.int32(expert))) for expert in range(count)])
+    pool = fetch(records, np.int32(0))
     on_host, on_device = [], []
     run = jax.jit(partial(_on_device, record=record, activation=activation))
     for tokens in TOKENS:
@@ -127,9 +132,20 @@ def _measure(store: ExpertStore, pool: SlotPool, host: LayerExperts, activation:
         shares = np.ones((tokens, 1), np.float32)
         each = [np.full((tokens, 1), expert, np.int32) for expert in range(count)]
         on_host.append(_median([partial(host.compute, 0, x, ids, shares) for ids in each]))
-        given = (jnp.asarray(x), jnp.full((tokens, 1), slot, jnp.int32), jnp.asarray(shares), pool.array)
+        given = (jnp.asarray(x), jnp.zeros((tokens, 1), jnp.int32), jnp.asarray(shares), pool)
         on_device.append(_median([partial(_wait_for, run, given)]))
-    return MachineProfile(this_machine(), tuple(on_host), tuple(on_device), link)
+    return MachineProfile(
+        this_machine(), tuple(on_host), tuple(on_device), link, _ask_seconds(record.model_dim)
+    )
+
+
+def _ask_seconds(width: int) -> float:
+    """Of a callback that is given a token and gives one back."""
+    if jax.default_backend() == "cpu":
+        return float("inf")
+    token = jnp.zeros((1, width), jnp.float32)
+    ask = jax.jit(partial(jax.pure_callback, np.asarray, token))
+    return _median([partial(_wait_for, ask, (token,))])
 
 
 def _on_device(x, ids, shares, array, *, record: Record, activation: str):

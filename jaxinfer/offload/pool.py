@@ -1,4 +1,4 @@
-"""The experts on the device: slots of one array, and the link that fills them."""
+"""The experts on the device, and the link that brings more: part of the program, so that XLA keeps reads and writes in order."""
 
 from __future__ import annotations
 
@@ -7,40 +7,45 @@ import ctypes
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 
-class SlotPool:
-    """Attributes:
-    array: uint8 [S, nbytes], a record in each slot.
-    streams: whether the link can fill a slot while a step runs.
+def link(records: np.ndarray) -> tuple[jax.Array, np.ndarray]:
+    """The host's records as an argument of programs, and as the host reads them: one and the same memory.
+
+    On the CPU that is the mapped file. For other devices the records move to pinned memory, from where programs copy
+    at the link's full rate; XLA takes at most 64 GiB of it unless XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB says more. That this
+    memory's address is the host's has not been tried on a GPU.
+
+    Args:
+      records: uint8 [N, nbytes].
     """
-
-    def __init__(self, slots: int, nbytes: int):
-        self.nbytes = nbytes
-        self.array = jax.block_until_ready(jnp.zeros((slots, nbytes), jnp.uint8))
-        self.streams = next(iter(self.array.devices())).platform == "cpu"
-
-    def fill(self, slots: list[int], records: list[np.ndarray]) -> None:
-        """Before the first step: the residents."""
-        if self.streams:
-            for slot, record in zip(slots, records, strict=True):
-                self.write(slot, record)
-            return
-        for slot, record in zip(slots, records, strict=True):
-            self.array = _put(self.array, jnp.asarray(record), np.int32(slot))
-        jax.block_until_ready(self.array)
-
-    def write(self, slot: int, record: np.ndarray) -> None:
-        """Copies a record into the array's own memory, while a program that has it as an argument may run.
-
-        Whoever calls has to know that nobody reads the slot, and that those who will read it wait for the return: the
-        program learns the slot's number from a callback that returns later.
-        """
-        assert self.streams and record.nbytes == self.nbytes
-        target = self.array.unsafe_buffer_pointer() + slot * self.nbytes
-        ctypes.memmove(target, record.ctypes.data, self.nbytes)
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return jax.device_put(records, may_alias=True), records
+    array = jax.device_put(records, SingleDeviceSharding(device, memory_kind="pinned_host"))
+    memory = (ctypes.c_uint8 * records.nbytes).from_address(array.unsafe_buffer_pointer())
+    return array, np.ctypeslib.as_array(memory).reshape(records.shape)
 
 
-@jax.jit(donate_argnums=0)
-def _put(array: jax.Array, record: jax.Array, slot: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice(array, record[None], (slot, np.int32(0)))
+def bring(records: jax.Array, place: jax.Array) -> jax.Array:
+    """One record on the device: uint8 [1, nbytes]."""
+    one = jax.lax.dynamic_slice_in_dim(records, place, 1)
+    return jax.device_put(one, jax.memory.Space.Device)
+
+
+def fill(pool: jax.Array, records: jax.Array, moves: jax.Array, count: jax.Array) -> jax.Array:
+    """Brings records to slots. moves: int32 [M, 2] of (slot, place), the first `count` of which count."""
+
+    def move(i, pool):
+        return jax.lax.dynamic_update_slice(pool, bring(records, moves[i, 1]), (moves[i, 0], 0))
+
+    return jax.lax.fori_loop(0, count, move, pool)
+
+
+fill_now = jax.jit(fill, donate_argnums=0)
+
+
+def empty(slots: int, nbytes: int) -> jax.Array:
+    """uint8 [slots, nbytes]"""
+    return jnp.zeros((slots, nbytes), jnp.uint8)

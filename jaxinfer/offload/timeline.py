@@ -47,12 +47,34 @@ def seconds(load: Load, split: Split, costs: Costs) -> float:
     The host computes its experts one after the other. The link carries one expert after the other. The device
     computes the resident ones first, then each streamed one as soon as it is there.
     """
-    host = costs.host.seconds(load.tokens[list(split.host)]).sum()
+    return max(host_seconds(load, split, costs), device_seconds(load, split, costs))
+
+
+def host_seconds(load: Load, split: Split, costs: Costs) -> float:
+    """Until the host is done."""
+    return float(costs.host.seconds(load.tokens[list(split.host)]).sum())
+
+
+def device_seconds(load: Load, split: Split, costs: Costs) -> float:
+    """Until the device is done with its own experts and the streamed ones."""
     device = costs.device.seconds(load.tokens[load.resident]).sum()
     streamed = costs.device.seconds(load.tokens[list(split.stream)])
     for number, compute in enumerate(streamed, start=1):
         device = max(device, number * costs.link) + compute
-    return float(max(host, device))
+    return float(device)
+
+
+def worth_ahead(load: Load, split: Split, following: Load, costs: Costs) -> int:
+    """How many experts that the following layer is thought to miss to bring while the host computes for this one: so
+    many, those with most tokens first, that this layer is delayed by less than what they spare the host in the next one,
+    which counts for half, as it is a guess. None where host and device are the same cores.
+    """
+    if np.isinf(costs.ask):
+        return 0
+    slack = host_seconds(load, split, costs) - device_seconds(load, split, costs)
+    spared = np.cumsum(costs.host.seconds(following.tokens[following.missing]))
+    delays = costs.link * np.arange(1, len(spared) + 1) - slack
+    return int(np.logical_and.accumulate(delays < spared / 2).sum())
 
 
 def serial_seconds(load: Load, split: Split, costs: Costs) -> float:

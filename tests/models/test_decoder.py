@@ -91,7 +91,7 @@ def test_padding_visits_no_expert():
     block = jax.tree.map(lambda leaf: leaf[0], model.runs[0].mlp)
     x = jax.random.normal(jax.random.key(0), (6, config.hidden_size))
     valid = np.array([True, False, True, True, False, False])
-    out, all_real = moe(x, block, config, valid), moe(x, block, config, None)
+    (out, _), (all_real, _) = moe(x, block, config, valid), moe(x, block, config, None)
     np.testing.assert_allclose(out[valid], all_real[valid], atol=1e-6)
     assert (np.asarray(out)[~valid] == 0).all()
 

@@ -70,26 +70,25 @@ def split(folder, slots: int, *overrides, format="float32") -> Engine:
     """An engine whose budget holds just so many experts."""
     experts = () if format == "float32" else (f"offload.experts={format}",)
     settings = load_config(None, [*BASE, *experts, *overrides])
-    settings = replace(settings, offload=replace(settings.offload, device_memory=memory_of(settings, slots)))
+    settings = with_slots(MOE, settings, slots)
     return Engine(MOE, without_experts(model()), settings, experts=store(folder, format))
 
 
-@functools.cache
-def memory_of(settings: Settings, slots: int) -> int:
-    """The smallest device memory that holds so many experts."""
+def with_slots(config: ModelConfig, settings: Settings, slots: int) -> Settings:
+    """The settings with the smallest device memory that holds so many experts."""
+
+    def on(memory: int) -> Settings:
+        return replace(settings, offload=replace(settings.offload, device_memory=memory))
 
     def held(memory: int) -> int:
-        offload = replace(settings.offload, device_memory=memory)
         try:
-            plan = MemoryPlan.make(
-                MOE, replace(settings, offload=offload), quest_policy(settings, MOE.context_length)
-            )
+            plan = MemoryPlan.make(config, on(memory), quest_policy(settings, config.context_length))
         except ConfigError:
             return 0
         assert plan.expert_slots is not None
         return plan.expert_slots
 
-    return bisect.bisect_left(range(2**26), slots, lo=2**16, key=held)
+    return on(bisect.bisect_left(range(2**28), slots, lo=2**16, key=held))
 
 
 def requests(count: int, tokens: int = 8, seed: int = 0, longest: int = 60) -> list[Request]:

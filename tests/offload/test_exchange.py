@@ -1,5 +1,7 @@
 """A layer's exchange without JAX's part: what the host computes and what lands in the slots is all that was asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,6 @@ from jaxinfer.offload import policy
 from jaxinfer.offload.exchange import Exchange
 from jaxinfer.offload.host_experts import ExpertError, LayerExperts
 from jaxinfer.offload.latency import Costs, Engine
-from jaxinfer.offload.pool import SlotPool
 from jaxinfer.offload.residents import Residents
 from jaxinfer.offload.timeline import Split
 from pallas_kernels.packed_experts.host import HostExperts
@@ -21,32 +22,30 @@ EXPERTS = MOE.moe.experts
 class Side:
     """The device's part of a step, done by hand over the pool's own memory."""
 
-    def __init__(self, folder, rule, slots, landing, adaptive=True, placed=None):
+    def __init__(self, folder, rule, slots, landing, adaptive=True, placed=None, costs=COSTS, foresight=None):
         self.store, self.rng = store(folder), np.random.default_rng(5)
-        self.pool = SlotPool(slots, self.store.record.nbytes)
+        self.pool = np.zeros((slots, self.store.record.nbytes), np.uint8)
         shape = (len(LAYERS), EXPERTS)
         resident = np.zeros(shape, bool)
         resident.flat[: slots - landing] = True
         self.residents = Residents(resident if placed is None else placed, landing)
-        for row, expert in np.argwhere(self.residents.slot_of >= 0):
-            self.pool.write(int(self.residents.slot_of[row, expert]), self.store.of_layer(int(row))[expert])
+        for slot, (row, expert) in enumerate(self.residents.begin()):
+            self.pool[slot] = self.store.of_layer(row)[expert]
         host = LayerExperts(self.store, activation="silu", threads=2)
-        parts = (self.store, self.pool, self.residents, host, rule, COSTS)
-        self.exchange = Exchange(*parts, adaptive=adaptive)
+        parts = (self.store, self.residents, host, rule, costs)
+        self.exchange = Exchange(*parts, foresight=foresight, adaptive=adaptive)
         self.kernel = HostExperts(self.store.record, activation="silu", threads=1)
 
     def layer(self, row, x, ids, shares):
         """One layer as `callback` asks for it. [T, D]"""
-        total, number, more = np.zeros_like(x), 0, True
-        seen = np.zeros(ids.shape, int)
-        while more:
-            answer = self.exchange.answer(row, number, x, ids, shares)
-            seen += answer.slots >= 0
-            slots = np.asarray(self.pool.array)  # the same memory
-            total += answer.partial + self.kernel(x, slots, answer.slots, shares)
-            number, more = number + 1, answer.more
-        assert seen.max(initial=0) <= 1  # no pair is computed twice on the device
-        return total
+        answer = self.exchange.answer(row, x, ids, shares)
+        total = self.kernel(x, self.pool, answer.slots, shares)
+        for expert in answer.stream:
+            total += self.kernel(x, self.store.of_layer(row), np.where(ids == expert, expert, -1), shares)
+        assert len(answer.moves) <= len(self.residents.landing) + 1
+        for slot, place in answer.moves:
+            self.pool[slot] = self.store.records[place]
+        return total + self.exchange.collect(x.shape)
 
     def step(self, tokens, hot=None):
         """A random step through all layers, each checked against the host alone."""
@@ -83,7 +82,7 @@ def test_any_split_over_many_steps(folder, slots, landing):
     for step in range(150):
         side.step([1, 2, 64, 9][step % 4])
     traffic = side.exchange.traffic
-    assert traffic.layers == 450 and traffic.rounds >= 450
+    assert traffic.layers == 450 and traffic.collected == 0
     assert traffic.on_host > 0 and traffic.streamed > 0
     side.exchange.close()
 
@@ -106,25 +105,52 @@ def test_the_experts_that_are_asked_for_move_in(folder, name):
     side = Side(folder, policy.POLICIES[name], 5, 2, placed=placed)
     for _ in range(30):
         side.step(1, hot=[3, 4, 5])
-    assert [int(np.flatnonzero(row >= 0)[0]) for row in side.residents.slot_of] == [3, 4, 5]
+    assert all(side.residents.stays(row, expert) for row, expert in enumerate([3, 4, 5]))
     traffic = side.exchange.traffic
     assert traffic.kept >= 3 and traffic.hits > traffic.visits / 3
     side.exchange.close()
 
 
-@pytest.mark.parametrize("where", ["write", "compute"])
-def test_a_failure_names_layer_and_expert_and_the_next_step_is_right(folder, where, monkeypatch):
-    split = Split(stream=(2, 3)) if where == "write" else Split(host=(2,))
-    side = Side(folder, lambda load, costs: split, 4, 4)
+class Knows:
+    """Foresees what the next layer is going to be asked for."""
+
+    hot = (0, 0, 0)
+
+    def tokens(self, row, x):
+        return np.bincount([self.hot[row + 1]], minlength=EXPERTS)
+
+
+def test_what_the_next_layer_will_ask_for_is_brought_while_the_host_computes(folder):
+    costs = replace(COSTS, link=COSTS.host.flat / 2, ask=0.0)
+    knows = Knows()
+    side = Side(folder, policy.host, 5, 2, adaptive=False, costs=costs, foresight=knows)
+    for _ in range(20):
+        knows.hot = side.rng.integers(EXPERTS, size=3)
+        side.step(64, hot=knows.hot)
+    traffic = side.exchange.traffic
+    assert traffic.streamed == traffic.ahead == traffic.ahead_used > 10
+    assert traffic.hits == traffic.visits - traffic.on_host > 0
+
+
+def test_nothing_is_brought_ahead_where_the_link_has_no_time(folder):
+    costs = replace(COSTS, link=COSTS.host.flat * 100, ask=0.0)
+    side = Side(folder, policy.host, 5, 2, adaptive=False, costs=costs, foresight=Knows())
+    for _ in range(5):
+        side.step(3, hot=[3, 4, 5])
+    assert side.exchange.traffic.ahead == 0
+
+
+def test_a_failure_names_layer_and_expert_and_the_next_step_is_right(folder, monkeypatch):
+    side = Side(folder, lambda load, costs: Split(host=(2,)), 4, 4)
 
     def wrong(*args):
         raise OSError("the disk is gone")
 
     x, ids, shares = np.ones((1, 32), np.float32), np.array([[2, -1]], np.int32), np.ones((1, 2), np.float32)
-    owner = SlotPool if where == "write" else LayerExperts
-    monkeypatch.setattr(owner, where, wrong)
+    monkeypatch.setattr(LayerExperts, "compute", wrong)
+    side.exchange.answer(2, x, ids, shares)
     with pytest.raises(ExpertError, match="layer 3, expert 2: OSError: the disk is gone") as caught:
-        side.exchange.answer(2, 0, x, ids, shares)
+        side.exchange.collect(x.shape)
     assert (caught.value.layer, caught.value.expert) == (3, 2)
     monkeypatch.undo()
     side.exchange._policy = any_split(np.random.default_rng(0))

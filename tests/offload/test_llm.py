@@ -2,11 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from convert.convert import convert
 from jaxinfer import LLM, SamplingParams, load_config
 from jaxinfer.batch.cli import main
+from jaxinfer.llm import EMBEDDED_MODEL
+from jaxinfer.models.manifest import read_manifest
+
+from .engines import with_slots
 
 SLOW = pytest.mark.slow
 # 40 experts of 540,672 bytes; the budget holds about ten beside the rest
@@ -41,6 +46,48 @@ def test_greedy_answers_equal_transformers(babyllama, tmp_path, policy):
     assert [list(completion.token_ids) for completion in out] == [case["greedy_ids"] for case in cases]
     assert llm.metrics()["expert_visits"] > 0
     llm.engine.offload.close()
+
+
+# more at once than the pool holds, in chunks, with common beginnings, with chosen pages and rounded experts
+EVERYTHING = (
+    "engine.chunk=24",
+    "engine.max_tokens_per_step=64",
+    "engine.max_seqs=8",
+    "cache.pages=32",
+    "engine.max_context=256",
+    "engine.layers=scan",
+    "sparsity.token_budget=64",
+    "sparsity.dense_layers=1",
+    "offload.experts=int4",
+    "model.dtype=float32",
+)
+
+
+@pytest.mark.parametrize(
+    "policy", ["balanced", *(pytest.param(p, marks=SLOW) for p in ("fiddler", "stream", "host"))]
+)
+@pytest.mark.parametrize("name", ["embedded", "babyllama"])
+def test_all_features_at_once(request, tmp_path, name, policy):
+    folder = EMBEDDED_MODEL if name == "embedded" else request.getfixturevalue("babyllama")[0]
+    config = read_manifest(folder).config
+    count = sum(config.moe_layers) * config.moe.experts
+    draw = np.random.default_rng(4)
+    shared = draw.integers(3, config.vocab_size, 40).tolist()
+    prompts = [
+        shared * (number % 2) + draw.integers(3, config.vocab_size, draw.integers(1, 90)).tolist()
+        for number in range(14)
+    ]
+    out = []
+    for slots in (count, count // 4):
+        settings = load_config(None, [*EVERYTHING, f"offload.folder={tmp_path}", f"offload.policy={policy}"])
+        llm = LLM(folder, config=with_slots(config, settings, slots))
+        answers = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
+        out.append([tuple(answer.token_ids) for answer in answers])
+        metrics = llm.metrics()
+        assert metrics["preemptions"] > 0 and metrics["cached_tokens"] > 0
+        assert (metrics["expert_hits"] == metrics["expert_visits"]) == (slots == count)
+        llm.engine.offload.close()
+    assert out[0] == out[1] and all(len(ids) == 24 for ids in out[0])
 
 
 def test_the_batch_command_with_experts_on_the_host(tmp_path):

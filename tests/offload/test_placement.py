@@ -120,9 +120,19 @@ def test_residents_follow_the_workload(seed, slots, landing):
             tokens = np.zeros(6, int)
             tokens[hot[layer]] = 1
             residents.visit(layer, tokens)
-            if residents.slot_of[layer, hot[layer]] < 0 and (victim := residents.victim(layer, hot[layer])):
-                residents.keep(layer, hot[layer], residents.landing[0], victim)
+            there = residents.slot_of[layer, hot[layer]] >= 0
+            victim = residents.victim(layer, hot[layer])
+            if victim is not None and not residents.stays(layer, hot[layer]):
+                if not there:
+                    residents.bring(layer, hot[layer])
+                residents.keep(layer, hot[layer], victim)
+            guest = int(rng.integers(6))  # and the link brings what it thinks that the next layer will want
+            following = (layer + 1) % 3
+            if residents.slot_of[following, guest] < 0:
+                assert residents.bring(following, guest) == residents.slot_of[following, guest]
             residents.check_integrity()
-    kept = sum(residents.slot_of[layer, hot[layer]] >= 0 for layer in range(3))
-    assert kept == min(slots, 3)
-    assert residents.slots == slots + landing
+    assert sum(residents.stays(layer, hot[layer]) for layer in range(3)) == min(slots, 3)
+    assert residents.count == slots + landing
+    first = residents.begin()
+    residents.check_integrity()
+    assert len(first) == slots and all(residents.stays(*place) for place in first)

@@ -1,13 +1,14 @@
 """The policies against Algorithm 1's cases, each other, and brute force."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from jaxinfer.offload import policy
 from jaxinfer.offload.latency import Costs, Engine
-from jaxinfer.offload.timeline import Load, Split, seconds, serial_seconds
+from jaxinfer.offload.timeline import Load, Split, device_seconds, seconds, serial_seconds, worth_ahead
 
 # The constants of the authors' released code: host 7 a token, a missing expert 70 on the device.
 RELEASED = Costs(host=Engine(7.0, 7.0), device=Engine(0.0, 0.0), link=70.0)
@@ -81,6 +82,23 @@ def test_balanced_is_within_5_percent_of_the_best_split():
         )
         worst = max(worst, seconds(load, policy.balanced(load, costs), costs) / best if best else 1.0)
     assert worst <= 1.05
+
+
+def test_what_is_brought_ahead_never_costs_more_than_it_can_spare():
+    rng = np.random.default_rng(3)
+    counts = []
+    for _ in range(2000):
+        load, costs = _random(rng, 8)
+        following, _ = _random(rng, 8)
+        split = policy.balanced(load, costs)
+        assert worth_ahead(load, split, following, costs) == 0  # the same cores
+        costs = replace(costs, ask=0.0)
+        count = worth_ahead(load, split, following, costs)
+        spared = costs.host.seconds(following.tokens[following.missing[:count]]).sum()
+        now = max(seconds(load, split, costs), device_seconds(load, split, costs) + count * costs.link)
+        assert now - seconds(load, split, costs) <= spared / 2
+        counts.append(count)
+    assert 0.05 < np.mean(np.array(counts) > 0) < 0.95
 
 
 def test_stream_and_host_take_all_that_is_missing():

@@ -14,10 +14,10 @@ from jaxinfer.offload import measure
 from jaxinfer.offload.budget import ExpertBudget, expert_bytes, paper_slots
 from jaxinfer.offload.host_experts import LayerExperts
 from jaxinfer.offload.offload import Offload
-from jaxinfer.offload.pool import SlotPool
+from jaxinfer.offload.pool import link
 from jaxinfer.quant.form import quantization
 
-from .engines import MOE, store
+from .engines import MOE, model, store
 from .test_placement import MIB, MIXTRAL
 
 
@@ -31,7 +31,7 @@ def test_what_is_left_is_for_experts():
     memory = 24_576 * MIB
     plan = budget(memory)
     assert plan.total == memory and plan.expert == 336 * MIB
-    fixed = plan.shared + plan.activations + plan.state
+    fixed = plan.shared + plan.activations + plan.state + 3 * plan.expert
     assert plan.left == memory - fixed
     slots = plan.slots(2**30)
     assert fixed + 2**30 + slots * plan.expert <= memory < fixed + 2**30 + (slots + 1) * plan.expert
@@ -77,15 +77,15 @@ def test_the_library_refuses_before_it_reads(tmp_path):
 def test_a_host_without_memory_for_the_experts(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}[name])
     with pytest.raises(
-        ConfigError, match=r"bytes of experts stay on the host, which has 4096 bytes of memory"
+        ConfigError, match=r"bytes of experts are on the host, which has 4096 bytes of memory"
     ):
-        Offload(store(tmp_path), MOE, OffloadSettings(device_memory="1GiB"), 3)
+        Offload(store(tmp_path), model(), MOE, OffloadSettings(device_memory="1GiB"), 3)
 
 
 def test_an_activation_that_the_host_does_not_know(tmp_path):
     relu = dataclasses.replace(MOE, activation="relu")
     with pytest.raises(ConfigError, match=r"the host cannot compute experts here.*relu"):
-        Offload(store(tmp_path), relu, OffloadSettings(device_memory="1GiB"), 3)
+        Offload(store(tmp_path), model(), relu, OffloadSettings(device_memory="1GiB"), 3)
 
 
 def test_a_popularity_file_of_another_model(tmp_path):
@@ -93,23 +93,25 @@ def test_a_popularity_file_of_another_model(tmp_path):
     path.write_text(json.dumps({"counts": np.ones((32, 8)).tolist()}))
     settings = OffloadSettings(device_memory="1GiB", popularity=str(path))
     with pytest.raises(ConfigError, match=r"shape \[32, 8\].*3 rows"):
-        Offload(store(tmp_path), MOE, settings, 3)
+        Offload(store(tmp_path), model(), MOE, settings, 3)
 
 
 @pytest.fixture
 def profile(tmp_path):
     experts = store(tmp_path)
-    pool = SlotPool(2, experts.record.nbytes)
+    records, _ = link(experts.records)
     host = LayerExperts(experts, activation="silu", threads=1)
     folder = tmp_path / "machine"
-    yield lambda: measure.machine_profile(experts, pool, host, activation="silu", folder=folder, threads=1)
+    yield lambda: measure.machine_profile(experts, records, host, activation="silu", folder=folder, threads=1)
     host.close()
 
 
 def test_the_machine_is_measured_once(profile, tmp_path, monkeypatch):
     measured = profile()
     costs = measured.costs
-    assert 0 < costs.link < np.inf and costs.host.flat > 0 and costs.device.per_token > 0
+    assert (
+        0 < costs.link < np.inf and costs.ask == np.inf and costs.host.flat > 0 and costs.device.per_token > 0
+    )
     assert costs.host.seconds(np.array([0, 1, 10**6])).tolist() == [
         0, costs.host.flat, costs.host.per_token * 10**6,
     ]  # fmt: skip
