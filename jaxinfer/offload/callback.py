@@ -117,7 +117,7 @@ class _Stream:
     ):
         self.records, self.first, self.stream, self.ids, self.compute = records, first, stream, ids, compute
 
-    def bring(self, number: jax.Array) -> jax.Array:
+    def bring(self, number: jax.Array | int) -> jax.Array:
         return bring(self.records, self.first + self.stream[number])
 
     def one(self, number: jax.Array, record: jax.Array) -> jax.Array:

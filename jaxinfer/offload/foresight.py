@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jaxinfer.models.config import ModelConfig
-from jaxinfer.models.layers import Decoder, Layer, MoE
+from jaxinfer.models.layers import Decoder, MoE, Norm
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def _routers(model: Decoder) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarra
     for run in model.runs:
         for layer in run if isinstance(run, nnx.List) else [run]:
             if isinstance(layer.mlp, MoE):
-                yield from _stacked(layer)
+                yield from _stacked(layer.mlp_norm, layer.mlp)
 
 
-def _stacked(layer: Layer) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    router = np.asarray(layer.mlp.router, np.float32)
-    scale = np.asarray(layer.mlp_norm.scale, np.float32)
-    bias = layer.mlp_norm.bias
+def _stacked(before: Norm, experts: MoE) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    router = np.asarray(experts.router, np.float32)
+    scale = np.asarray(before.scale, np.float32)
+    bias = before.bias
     shift = np.zeros_like(scale) if bias is None else np.asarray(bias, np.float32)
     yield from zip(*(np.reshape(a, (-1, *a.shape[-n:])) for a, n in ((scale, 1), (shift, 1), (router, 2))))

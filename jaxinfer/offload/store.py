@@ -27,7 +27,7 @@ class ExpertStore:
     def __init__(self, path: Path, record: Record, layers: tuple[int, ...], experts: int):
         self.record, self.layers, self.experts = record, layers, experts
         shape = (len(layers) * experts, record.nbytes)
-        self.records = np.memmap(path, np.uint8, "r", shape=shape)
+        self.records: np.ndarray = np.memmap(path, np.uint8, "r", shape=shape)
 
     @classmethod
     def open(cls, folder: str | Path, manifest: Manifest, format: str, where: str) -> ExpertStore:
