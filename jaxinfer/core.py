@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from jaxinfer.errors import RequestError
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit; also the static width of the device's top-k
 MAX_LOGIT_BIAS = 1024
+MAX_BEAM_WIDTH = 128
 MAX_STOP_TOKEN_IDS = 64
 MAX_SEED = 2**63 - 1
 MIN_REPETITION_PENALTY = 0.01  # logits are divided by it; float32 rounds the smallest positive numbers to 0
@@ -60,6 +62,11 @@ class SamplingParams:
       min_p: drop tokens less likely than this share of the likeliest one, in [0, 1].
       seed: with the position it determines every draw; None takes one from the request's identity.
       n: number of choices.
+      beam_width: above 1, beam search with so many beams, whose n best answers are the choices; it draws nothing, so the
+        temperature must be 0. Penalties, biases and stop strings do not go with it.
+      length_penalty: beam search ranks answers by their log-probability over length to this power, in [-5, 5].
+      early_stopping: whether beam search ends at beam_width answers. False looks whether the best beam could still
+        beat the worst of them at its present length, "never" whether it could at any.
       stop: strings that end a choice (and are cut from its text).
       stop_token_ids: token ids that end a choice (and are kept in token_ids, not in the text).
       ignore_eos: go on past the model's end-of-sequence tokens.
@@ -80,6 +87,9 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int | None = None
     n: int = 1
+    beam_width: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -110,6 +120,11 @@ class SamplingParams:
         if self.seed is not None:
             _whole("seed", self.seed, -MAX_SEED, MAX_SEED)
         _whole("n", self.n, 1, 128)
+        _whole("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
+        _real("length_penalty", self.length_penalty, -5, 5)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            shown = _shown(self.early_stopping)
+            raise RequestError("invalid_value", f'early_stopping: {shown} is not true, false or "never"')
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise RequestError("invalid_value", f"stop: {_shown(text)} is not a non-empty string")
@@ -131,6 +146,39 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _whole("logit_bias token id", token, 0, None)
             _real("logit_bias", bias, -100, 100)
+        self._check_beams()
+
+    def _check_beams(self) -> None:
+        """What goes with beam search, and what without."""
+        beams = self.beam_width > 1
+        accepted: tuple[tuple[str, Any, bool], ...] = (
+            ("temperature", 0, beams),
+            ("stop", (), beams),
+            ("presence_penalty", 0, beams),
+            ("frequency_penalty", 0, beams),
+            ("repetition_penalty", 1, beams),
+            ("logit_bias", {}, beams),
+            ("length_penalty", 1, not beams),
+            ("early_stopping", False, not beams),
+        )
+        for name, value, matters in accepted:
+            given = getattr(self, name)
+            if matters and given != value:
+                shown = "none" if value in ((), {}) else value
+                raise RequestError(
+                    "invalid_value",
+                    f"{name}: {_shown(given)} does not go with beam_width: {self.beam_width}; accepted is {shown}",
+                )
+        if beams and self.n > self.beam_width:
+            raise RequestError(
+                "invalid_value",
+                f"n: {self.n} answers of {self.beam_width} beams; at most beam_width are accepted",
+            )
+
+    @property
+    def sequences(self) -> int:
+        """Answers worked on at once: the choices, or the beams."""
+        return max(self.n, self.beam_width)
 
     @property
     def has_penalties(self) -> bool:

@@ -56,3 +56,31 @@ def test_a_wrong_value_is_named(field, value):
     with pytest.raises(RequestError, match=field) as raised:
         SamplingParams(**{field: value})
     assert raised.value.code in ("invalid_type", "invalid_value") and len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"beam_width": 0}, "beam_width: 0 is not between 1 and 128"),
+        ({"beam_width": 2.0}, "beam_width: 2.0 is not a whole number"),
+        ({"beam_width": 4}, "temperature: 1.0 does not go with beam_width: 4; accepted is 0"),
+        ({"beam_width": 4, "temperature": 0, "n": 5}, "n: 5 answers of 4 beams"),
+        ({"beam_width": 4, "temperature": 0, "stop": "x"}, "stop: .* accepted is none"),
+        ({"beam_width": 4, "temperature": 0, "logit_bias": {3: 1}}, "logit_bias: .* accepted is none"),
+        ({"beam_width": 4, "temperature": 0, "presence_penalty": 1}, "presence_penalty: 1 does not go"),
+        ({"beam_width": 4, "temperature": 0, "length_penalty": 6}, "length_penalty: 6 is not in"),
+        ({"beam_width": 4, "temperature": 0, "early_stopping": "always"}, "early_stopping: .* is not true, false or"),
+        ({"length_penalty": 0.5}, "length_penalty: 0.5 does not go with beam_width: 1; accepted is 1"),
+        ({"early_stopping": True}, "early_stopping: True does not go with beam_width: 1; accepted is False"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_beam_search_is_named(fields, said):
+    with pytest.raises(RequestError, match=said):
+        SamplingParams(**fields)
+
+
+def test_beam_search_by_its_fields():
+    sampling = SamplingParams(
+        beam_width=4, n=4, temperature=0, length_penalty=0, early_stopping="never", seed=3
+    )
+    assert pickle.loads(pickle.dumps(sampling)) == sampling

@@ -15,11 +15,11 @@ MAX_TOKEN_ID = 2**31 - 1
 
 _DIRECT = (
     "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "ignore_eos",
-    "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "beam_width", "length_penalty", "early_stopping",
 )  # fmt: skip
 _UNDERSTOOD = {
     *_DIRECT, "model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "stop_token_ids",
-    "logprobs", "top_logprobs", "logit_bias",
+    "logprobs", "top_logprobs", "logit_bias", "use_beam_search", "best_of",
 }  # fmt: skip
 # Bookkeeping and transport: the answer is the same without them.
 _HARMLESS = {
@@ -30,12 +30,12 @@ _HARMLESS = {
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "web_search_options": (),
-    "suffix": ("",), "echo": (False,), "use_beam_search": (False,), "prompt_embeds": (), "structured_outputs": (),
+    "suffix": ("",), "echo": (False,), "prompt_embeds": (), "structured_outputs": (),
     "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (), "guided_decoding_backend": (),
     "chat_template": (), "chat_template_kwargs": ({},), "documents": ([],), "continue_final_message": (False,),
     "add_generation_prompt": (True,), "add_special_tokens": (True,), "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,), "bad_words": ([],),
-    "allowed_token_ids": (), "logits_processors": ([],), "truncate_prompt_tokens": (), "length_penalty": (1, 1.0),
+    "allowed_token_ids": (), "logits_processors": ([],), "truncate_prompt_tokens": (),
 }  # fmt: skip
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -60,10 +60,7 @@ def refuse_unsupported(body: dict, is_chat: bool, ignored: Callable[[str], None]
     for name, value in body.items():
         if name in _UNDERSTOOD or name in _HARMLESS:
             continue
-        if name == "best_of":
-            if value is not None and value != body.get("n", 1):
-                raise RequestError("unsupported_field", f"best_of: {value!r} is not supported; n choices are")
-        elif name not in _NEUTRAL:
+        if name not in _NEUTRAL:
             ignored(name)
         elif value is not None and not any(
             value == fine and type(value) is type(fine) for fine in _NEUTRAL[name]
@@ -152,6 +149,7 @@ def parse_sampling(body: dict, is_chat: bool) -> SamplingParams:
     """Raises RequestError for a wrong type or an impossible value, naming the field."""
     values = {name: body[name] for name in _DIRECT if body.get(name) is not None}
     values["max_tokens"] = _max_tokens(body, is_chat)
+    values |= _beams(body)
     values["logprobs"] = _chat_logprobs(body) if is_chat else _completion_logprobs(body)
     if (stop := body.get("stop")) is not None:
         values["stop"] = _list_of("stop", [stop] if isinstance(stop, str) else stop)
@@ -167,6 +165,25 @@ def parse_sampling(body: dict, is_chat: bool) -> SamplingParams:
 
 
 _shared_sampling = functools.lru_cache(maxsize=1024, typed=True)(SamplingParams)
+
+
+def _beams(body: dict) -> dict[str, Any]:
+    """Beam search as rows ask for it: `beam_width`, or `use_beam_search` with `best_of` or else `n` beams."""
+    asked, best_of, width = (body.get(name) for name in ("use_beam_search", "best_of", "beam_width"))
+    choices = 1 if body.get("n") is None else body["n"]
+    if asked is not None and not isinstance(asked, bool):
+        raise RequestError("invalid_type", f"use_beam_search: {asked!r} is not true or false")
+    if width is None:
+        width = (choices if best_of is None else best_of) if asked else 1
+    elif asked is False and width != 1:
+        raise RequestError("invalid_value", f"beam_width: {width!r} contradicts use_beam_search: false")
+    if best_of not in (None, choices if width == 1 else width):
+        raise RequestError(
+            "unsupported_field", f"best_of: {best_of!r} is neither n nor, in beam search, the number of beams"
+        )
+    if width == 1:
+        return {}
+    return {"beam_width": width} | ({} if body.get("temperature") is not None else {"temperature": 0})
 
 
 def _max_tokens(body: dict, is_chat: bool) -> int | None:

@@ -79,8 +79,9 @@ class Spool:
         line = ticket.line
         sampling = self._short(request.sampling)
         record = (request.id, sampling, ticket.key, ticket.place, ticket.url, ticket.limit)
-        floor = _fewest_tokens(request.sampling, ticket.limit)
-        self._append((*record, line.file, line.number, line.input), request.prompt_ids, ticket.limit, floor)
+        work = ticket.limit // request.sampling.n * request.sampling.sequences
+        floor = _fewest_tokens(request.sampling, work)
+        self._append((*record, line.file, line.number, line.input), request.prompt_ids, work, floor)
 
     def _short(self, sampling: SamplingParams) -> SamplingParams | int:
         """A number for each of the first objects, which rows of a batch mostly share: most of a record, else."""
@@ -159,10 +160,10 @@ class Spool:
 
 
 def _fewest_tokens(sampling: SamplingParams, limit: int) -> int:
-    """Of all choices: all tokens where nothing but the limit ends an answer."""
+    """Of all choices, or beams: all tokens where nothing but the limit ends an answer."""
     if sampling.ignore_eos and not sampling.stop and not sampling.stop_token_ids:
         return limit
-    return min(sampling.min_tokens * sampling.n, limit)
+    return min(sampling.min_tokens * sampling.sequences, limit)
 
 
 def _read(file: IO[bytes], ends: array, index: int, size: int) -> bytes:

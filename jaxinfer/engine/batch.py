@@ -194,6 +194,8 @@ class Batcher:
 
 
 def needs_of(sampling: SamplingParams) -> Needs:
+    if sampling.beam_width > 1:  # the host chooses, and forbids what has to be
+        return Needs(draws=False, filters=False, penalties=False, biases=False, logprobs=True)
     draws = sampling.temperature > 0
     return Needs(
         draws=draws,

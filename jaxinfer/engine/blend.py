@@ -59,7 +59,7 @@ class Blend:
         self._generated = np.full(count, -1, np.int64)
         self._taken = np.zeros(count, bool)
         self._index: dict[str, int] = {}
-        self._running: dict[int, int] = {}  # choices of a request that run
+        self._running: dict[int, int] = {}  # choices of a request that run; a beam search counts as one
         self._open: dict[int, int] = {}  # and that are not finished
         self._answer: dict[int, int] = {}  # tokens of those that are
         self._again: deque[Sequence] = deque()
@@ -148,7 +148,7 @@ class Blend:
 
     def finished(self, sequence: Sequence) -> None:
         index = self._index[sequence.request.id]
-        self._answer[index] = self._answer.get(index, 0) + sequence.generated
+        self._answer[index] = self._answer.get(index, 0) + sequence.generated * len(sequence.siblings)
         self._open[index] -= 1
         self._stopped(sequence)
         if not self._open[index]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxinfer.attention.quest import QuestPolicy
 from jaxinfer.config import Settings
-from jaxinfer.core import MAX_LOGIT_BIAS
+from jaxinfer.core import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 from jaxinfer.engine.batch import Batcher, Needs, needs_of
 from jaxinfer.engine.memory import MemoryPlan, bucket
 from jaxinfer.engine.plan import StepPlan
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
-from jaxinfer.engine.step import Programs, State, StepSpec, set_slot
+from jaxinfer.engine.step import Programs, State, StepSpec, copy_pages, set_beams, set_slot
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
 from jaxinfer.offload.offload import Offload
@@ -78,36 +78,40 @@ class Device:
         """Start a call. The planned sequences' pages and slots are as they will be when it runs."""
         for chunk in plan.prefills:
             self._upload(chunk.sequence)
-        scores = None
+        self._branch(plan)
+        scores, top = None, _top(plan)
         if not plan.prefills:
             rows = bucket(len(plan.decodes), self.memory.row_buckets)
             real, padded = sum(chunk.count for chunk in plan.decodes), rows * plan.steps
             batch = self._batcher.decode(plan, rows)
             given = (self._weights, self._state, batch)
-            self._state, sampled = self._programs.decode(*given, np.int32(plan.steps))
+            self._state, sampled = self._programs.decode(*given, np.int32(plan.steps), top=top)
         else:
             real = sum(chunk.count for chunk in plan.decodes + plan.prefills)
             padded = bucket(real, self.memory.token_buckets)
             batch = self._batcher.mixed(plan, padded)
             given = (self._weights, self._state, batch)
             if any(chunk.sequence.request.score for chunk in plan.prefills):
-                self._state, sampled, scores = self._programs.score(*given)
+                self._state, sampled, scores = self._programs.score(*given, top=top)
             else:
-                self._state, sampled = self._programs.mixed(*given)
-        sampled.tokens.copy_to_host_async()
+                self._state, sampled = self._programs.mixed(*given, top=top)
         logprobs = batch.needs is not None and bool(Needs(*batch.needs).logprobs)
+        for array in sampled if logprobs else [sampled.tokens]:
+            array.copy_to_host_async()
         return InFlight(plan, sampled, logprobs, scores, real, padded)
 
     def warm_up(self) -> None:
-        """Compile the programs that generate, for every declared shape."""
+        """Compile the programs that generate, for every declared shape; those of beam search come when they are first needed."""
         nothing, nowhere = StepPlan(), self.memory.max_seqs
         for needs in (None, np.zeros(len(Needs._fields), bool)):
             for size in self.memory.token_buckets:
                 batch = self._batcher.mixed(nothing, size)._replace(needs=needs)
-                self._state, _ = self._programs.mixed(self._weights, self._state, batch)
+                given = (self._weights, self._state, batch)
+                self._state, _ = self._programs.mixed(*given, top=MAX_TOP_LOGPROBS)
             for size in self.memory.row_buckets:
                 batch = self._batcher.decode(nothing, size)._replace(needs=needs)
-                self._state, _ = self._programs.decode(self._weights, self._state, batch, np.int32(0))
+                given = (self._weights, self._state, batch)
+                self._state, _ = self._programs.decode(*given, np.int32(0), top=MAX_TOP_LOGPROBS)
         self._set_slot(nowhere, np.zeros(0, np.int32), {}, ())
         jax.block_until_ready(self._state)
 
@@ -124,6 +128,18 @@ class Device:
     def _new_state(self) -> State:
         state = self.memory.make_state()
         return state if self.offload is None else state._replace(slots=self.offload.move_in())
+
+    def _branch(self, plan: StepPlan) -> None:
+        """Give the beams of a plan pages of their own where they need them, and the tokens that were chosen for them."""
+        state = self._state
+        if plan.copies:
+            pages = _padded(plan.copies, self.memory.row_buckets, self.memory.pages)
+            self._state = state = state._replace(pool=copy_pages(state.pool, pages))
+        if beams := plan.beams:
+            rows = [(beam.forked_from, beam.slot, int(beam.tokens[-1])) for beam in beams]
+            changed = _padded(rows, self.memory.row_buckets, self.memory.max_seqs + 1)
+            table, chosen = set_beams((state.table, state.chosen), changed)
+            self._state = state._replace(table=table, chosen=chosen)
 
     def _upload(self, sequence: Sequence) -> None:
         """Bring what a sequence's penalties, biases and minimum length need to its slot."""
@@ -149,3 +165,18 @@ class Device:
         banned_ids[: len(banned)] = banned
         table = set_slot(self._state.table, np.int32(slot), history, bias_ids, bias_values, banned_ids)
         self._state = self._state._replace(table=table)
+
+
+def _top(plan: StepPlan) -> int:
+    """How many of the likeliest tokens the plan's rows need: 20, which any may ask for, or twice that until beams have enough."""
+    top = MAX_TOP_LOGPROBS
+    while top < plan.candidates:
+        top *= 2
+    return top
+
+
+def _padded(rows: Iterable[tuple[int, ...]], sizes: tuple[int, ...], nowhere: int) -> np.ndarray:
+    """Rows as the columns of an int32 matrix of a declared size; padding is `nowhere`."""
+    columns = np.array(list(rows), np.int32).T
+    missing = bucket(columns.shape[1], sizes) - columns.shape[1]
+    return np.pad(columns, ((0, 0), (0, missing)), constant_values=nowhere)

@@ -15,6 +15,7 @@ from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, Usage
 from jaxinfer.engine.admission import Admission, LongestPrefix
 from jaxinfer.engine.answers import OpenRequest
+from jaxinfer.engine.beams import Beams, OpenBeams
 from jaxinfer.engine.blend import Blend
 from jaxinfer.engine.device import Device, InFlight
 from jaxinfer.engine.limits import token_limit
@@ -76,7 +77,7 @@ class Engine:
         self.device = Device(config, model, settings, self.memory, self.quest, self.offload)
         self.demand = DemandModel(config, self.memory.dtype)
         self._in_flight: deque[InFlight] = deque()
-        self._open: dict[Sequence, OpenRequest] = {}
+        self._open: dict[Sequence | Beams, OpenRequest | OpenBeams] = {}
         self._finished: deque[Completion] = deque()
         self._running = False
 
@@ -144,18 +145,20 @@ class Engine:
             usage = Usage(prompt_tokens=len(request.prompt_ids))
             self._finished.append(Completion(request_id=request.id, usage=usage, error=error))
             return
-        opened = OpenRequest(
-            request,
-            limit,
-            prefix_namespace(self.config.rope, len(request.prompt_ids)),
-            default_seed=self.settings.engine.seed,
-            eos_ids=self.config.eos_ids,
-            tokenizer=self.tokenizer,
-            dense_tokens=self._dense_tokens(request),
-        )
+        opened = self._opened(request, limit)
         for sequence in opened.sequences:
-            self._open[sequence] = opened
+            self._open[sequence.job] = opened
             self.planner.waiting.add(sequence)
+
+    def _opened(self, request: Request, limit: int) -> OpenRequest | OpenBeams:
+        given = (request, limit, prefix_namespace(self.config.rope, len(request.prompt_ids)))
+        eos, dense = self.config.eos_ids, self._dense_tokens(request)
+        if request.sampling.beam_width > 1 and not request.score:
+            return OpenBeams(*given, eos_ids=eos, tokenizer=self.tokenizer, dense_tokens=dense)
+        seed = self.settings.engine.seed
+        return OpenRequest(
+            *given, default_seed=seed, eos_ids=eos, tokenizer=self.tokenizer, dense_tokens=dense
+        )
 
     def _dense_tokens(self, request: Request) -> int:
         """Tokens that attend to everything: of the prompt all but its tail, and as many as are dense by policy."""
@@ -166,7 +169,8 @@ class Engine:
 
     def token_limit(self, request: Request) -> int:
         """Most tokens of its prompt and one answer. Raises RequestError if it can never be served."""
-        return token_limit(request, self.config, self.memory, self.tokenizer is not None)
+        dense = self._dense_tokens(request)
+        return token_limit(request, self.config, self.memory, self.tokenizer is not None, dense)
 
     def step(self) -> None:
         """Plan and launch the next call, then read the one before it. Out of device memory, do less at once from here.
@@ -213,7 +217,7 @@ class Engine:
         error = RequestError(ENGINE_FAILURE, f"the experts on the host failed: {failure}")
         for sequence in list(self.planner.running):
             sequence.error = error
-            if sequence in self._open:
+            if sequence.job in self._open:
                 self._finish(sequence)
         self._start_over()
         assert self.offload is not None
@@ -245,8 +249,8 @@ class Engine:
     def cancel(self) -> None:
         """Forget everything that is queued or running; the prefix cache stays."""
         self._in_flight.clear()
-        for sequence in list(self.planner.running):
-            self.planner.release(sequence)
+        while self.planner.running:
+            self.planner.release(self.planner.running[-1])
         self.planner.waiting.clear()
         self._open.clear()
         self._finished.clear()
@@ -274,6 +278,7 @@ class Engine:
         metrics.steps += call.plan.steps
         metrics.computed_tokens += call.real
         metrics.prefill_tokens += sum(chunk.count for chunk in call.plan.prefills)
+        metrics.copied_pages += len(call.plan.copies)
         metrics.padding_tokens += call.padded - call.real
         metrics.count(self._demand_of(call.plan))
         metrics.peak_pages = max(metrics.peak_pages, self.cache.used)
@@ -299,11 +304,15 @@ class Engine:
         first = 0
         for row, chunk in enumerate(call.plan.decodes + call.plan.prefills):
             if chunk.sequence.request.score:
-                assert scores is not None
-                self._open[chunk.sequence].take_scores(chunk, scores[first : first + chunk.count])
+                opened = self._open[chunk.sequence]
+                assert scores is not None and isinstance(opened, OpenRequest)
+                opened.take_scores(chunk, scores[first : first + chunk.count])
             elif chunk.samples:
-                self._take_tokens(chunk, sampled, row)
-            if chunk.sequence.finished and chunk.sequence in self._open:
+                if chunk.sequence.beams is None:
+                    self._take_tokens(chunk, sampled, row)
+                else:
+                    self._take_candidates(chunk.sequence, sampled, row)
+            if chunk.sequence.finished and chunk.sequence.job in self._open:
                 self._finish(chunk.sequence)
             first += chunk.count
         self.metrics.update_seconds += time.perf_counter() - read
@@ -319,15 +328,30 @@ class Engine:
                 sequence.error = _failure(sequence.request, error)
             self.metrics.generated_tokens += 1
 
+    def _take_candidates(self, beam: Sequence, sampled: Sampled, row: int) -> None:
+        opened = self._open.get(beam.job)
+        if opened is None:
+            return  # another beam's scores were no numbers
+        assert isinstance(opened, OpenBeams)
+        try:
+            picks = opened.accept(beam, sampled, (0, row))
+        except Exception as error:  # whatever it is, it concerns this request alone
+            opened.beams.fail(_failure(beam.request, error))
+            return
+        if picks:
+            self.planner.fork(opened.beams, picks)
+        elif opened.done:
+            self.metrics.generated_tokens += opened.generated
+
     def _finish(self, sequence: Sequence) -> None:
-        opened = self._open.pop(sequence)
+        opened = self._open.pop(sequence.job)
         self.planner.release(sequence)
         self.metrics.prompt_tokens += sequence.prompt_length
         self.metrics.cached_tokens += sequence.cached_tokens or 0
         if opened.done:
             self._finished.append(self._complete(opened))
 
-    def _complete(self, opened: OpenRequest) -> Completion:
+    def _complete(self, opened: OpenRequest | OpenBeams) -> Completion:
         try:
             return opened.completion()
         except Exception as error:  # such as a tokenizer's: it concerns this request alone

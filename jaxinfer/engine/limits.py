@@ -8,8 +8,13 @@ from jaxinfer.errors import KV_POOL_EXCEEDED, RequestError
 from jaxinfer.models.config import ModelConfig
 
 
-def token_limit(request: Request, config: ModelConfig, memory: MemoryPlan, has_tokenizer: bool) -> int:
-    """Most tokens of prompt and answer. Raises RequestError where the request can never be served."""
+def token_limit(
+    request: Request, config: ModelConfig, memory: MemoryPlan, has_tokenizer: bool, dense_tokens: int
+) -> int:
+    """Most tokens of prompt and answer. Raises RequestError where the request can never be served.
+
+    dense_tokens: of its prompt, those whose keys beams can share when they start again.
+    """
     prompt, sampling = request.prompt_ids, request.sampling
     if len(prompt) == 0:
         raise RequestError("empty_prompt", "the prompt has no tokens; at least one is needed")
@@ -40,4 +45,24 @@ def token_limit(request: Request, config: ModelConfig, memory: MemoryPlan, has_t
             KV_POOL_EXCEEDED,
             f"{asked} are more than the {memory.pool_tokens} tokens of the KV pool",
         )
+    if sampling.beam_width > 1 and not request.score:
+        _check_beams(request, limit, memory, dense_tokens)
     return limit
+
+
+def _check_beams(request: Request, limit: int, memory: MemoryPlan, dense_tokens: int) -> None:
+    width, size = request.sampling.beam_width, memory.page_size
+    if width > memory.max_seqs:
+        raise RequestError(
+            "invalid_value",
+            f"beam_width: {width} beams are more than the {memory.max_seqs} sequences that run at once; "
+            "accepted are at most engine.max_seqs",
+        )
+    shared = min(len(request.prompt_ids), dense_tokens) // size
+    pages = shared + width * (-(-limit // size) - shared)
+    if pages > memory.pages - 1:
+        raise RequestError(
+            KV_POOL_EXCEEDED,
+            f"beam_width: {width} beams of {limit} tokens, of which they share {shared * size}, take {pages} pages; "
+            f"the KV pool has {memory.pages - 1}",
+        )

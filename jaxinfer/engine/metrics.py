@@ -26,6 +26,7 @@ class Metrics:
       flops: operations that the calls asked for, as `schedule.DemandModel` counts them; padding asks for none.
       bytes: weights, keys and values that the calls had to move.
       kv_bytes: keys and values among them.
+      copied_pages: KV pages copied because a beam had to write to one that other beams had too.
       peak_pages: most KV pages taken at once, kept prefixes among them.
       pages: KV pages of the pool.
       pages_in_use: gauge, those that running sequences hold.
@@ -52,6 +53,7 @@ class Metrics:
     flops: int = 0
     bytes: int = 0
     kv_bytes: int = 0
+    copied_pages: int = 0
     peak_pages: int = 0
     pages: int = 0
     pages_in_use: int = 0

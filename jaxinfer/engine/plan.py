@@ -38,12 +38,25 @@ class StepPlan:
     Attributes:
       decodes: one chunk each per decoding sequence; its count is the number of steps it takes part in.
       prefills: chunks of prompts.
-      steps: decode steps in this call; 1 when there are prefills.
+      steps: decode steps in this call; 1 when there are prefills or beams.
+      copies: pages (from, to) that are copied before all else, at most one a beam.
     """
 
     decodes: list[Chunk] = field(default_factory=list)
     prefills: list[Chunk] = field(default_factory=list)
     steps: int = 1
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def beams(self) -> list[Sequence]:
+        """The beams that decode; their last tokens were chosen by the host."""
+        return [chunk.sequence for chunk in self.decodes if chunk.sequence.beams is not None]
+
+    @property
+    def candidates(self) -> int:
+        """Most next tokens that a beam has to be told of."""
+        wanting = [chunk.sequence.beams for chunk in self.decodes + self.prefills if chunk.samples]
+        return max((beams.candidates for beams in wanting if beams is not None), default=0)
 
     def __bool__(self) -> bool:
         return bool(self.decodes or self.prefills)

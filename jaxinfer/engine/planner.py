@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from jaxinfer.config import EngineSettings
 from jaxinfer.engine.admission import Admission, Fifo
+from jaxinfer.engine.beam_search import Pick
+from jaxinfer.engine.beams import Beams
 from jaxinfer.engine.plan import Chunk, StepPlan, TokensNeeded
-from jaxinfer.engine.sequence import Sequence
+from jaxinfer.engine.sequence import Sequence, common_length
 from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.kvcache.prefix import Node
 from jaxinfer.models.config import RopeConfig
@@ -48,8 +48,8 @@ class Planner:
 
     def _plan_step(self, in_flight: bool) -> StepPlan:
         plan = StepPlan()
-        decoding = [s for s in self.running if s.decoding and not s.exhausted]
-        prefilling = [s for s in self.running if not s.decoding and not s.exhausted]
+        decoding = [s for s in self.running if s.decoding and s.ready]
+        prefilling = [s for s in self.running if not s.decoding and s.ready]
         if not prefilling and not len(self.waiting) and decoding:
             plan.steps = self._decode_steps(decoding)
         plan.decodes = self._plan_decodes(decoding, plan, in_flight)
@@ -57,7 +57,7 @@ class Planner:
         room = self.max_tokens - len(plan.decodes)
         budget = room if plan.steps > 1 else self.waiting.prefill_budget(len(plan.decodes), keys, room)
         for sequence in prefilling:
-            if sequence.slot >= 0:  # not preempted by the decodes above
+            if sequence.slot >= 0 and self._has_source(sequence):  # not preempted by the decodes above
                 budget -= self._plan_chunk(sequence, budget, plan)
         if plan.steps == 1:
             self._admit(budget, plan)
@@ -67,24 +67,33 @@ class Planner:
         return plan
 
     def release(self, sequence: Sequence) -> None:
-        """Give back the slot and the pages of a finished or preempted sequence; what it computed stays cached."""
-        self._publish(sequence, min(sequence.computed, sequence.known))
-        self.cache.release(sequence.pages, sequence.nodes)
-        sequence.pages, sequence.nodes = [], []
-        self._slots.append(sequence.slot)
-        self.running.remove(sequence)
+        """Give back the slot and the pages of a finished or preempted sequence, of a beam with all beams of its search; what
+        it computed stays cached."""
+        for each in sequence.siblings:
+            self._publish(each, min(each.computed, each.known))
+            self.cache.release(each.pages, each.nodes)
+            each.pages, each.nodes = [], []
+            self.running.remove(each)
+        self._take_slots_back(sequence)
         if sequence.finished:
             self.waiting.finished(sequence)
 
     def start_again(self, cache: PageCache) -> None:
         """All keys are lost: every running sequence waits again, in its order, for pages of the new cache."""
-        for sequence in reversed(self.running):
-            self._slots.append(sequence.slot)
+        firsts = [sequence for sequence in self.running if sequence is sequence.siblings[0]]
+        for sequence in reversed(firsts):
+            self._take_slots_back(sequence)
             if not sequence.finished:
-                sequence.rewind()
+                self._rewind(sequence)
                 self.waiting.preempted(sequence)
         self.running.clear()
         self.cache = cache
+
+    def fork(self, beams: Beams, picks: list[Pick]) -> None:
+        """The beams of a search go on as it picked them."""
+        first, before = self.running.index(beams.sequences[0]), len(beams.sequences)
+        beams.fork(picks, self.cache)
+        self.running[first : first + before] = beams.sequences
 
     def shrink(self) -> bool:
         """Run at most half as much at once as so far; False, and all at once again, if that is as little as can be."""
@@ -96,6 +105,8 @@ class Planner:
         return True
 
     def _decode_steps(self, decoding: list[Sequence]) -> int:
+        if any(s.beams is not None for s in self.running):
+            return 1  # whose next tokens the host has to choose
         longest = max(s.limit - s.planned for s in decoding)
         return min(self.settings.decode_steps, longest)
 
@@ -112,6 +123,9 @@ class Planner:
             if sequence.slot >= 0:
                 count = self._steps_of(sequence, plan.steps)
                 chunks.append(Chunk(sequence, sequence.computed, count, decodes=True))
+                if sequence.copied is not None:
+                    plan.copies.append(sequence.copied)
+                    sequence.copied = None
                 sequence.advance(count)
         return chunks
 
@@ -137,7 +151,7 @@ class Planner:
         deferred: list[Sequence] = []
         pledged = sum(self._pages_to_come(sequence) for sequence in self.running if not sequence.decoding)
         while (
-            len(self.running) < self.max_running
+            self._places > 0
             and budget > 0
             and len(deferred) < LOOKAHEAD
             and (sequence := self.waiting.next()) is not None
@@ -153,24 +167,35 @@ class Planner:
             if self._is_being_computed(sequence, len(path)):
                 deferred.append(sequence)
                 continue
-            if not self._has_room(sequence, path, pledged):
+            if not (self._has_places(sequence) and self._has_room(sequence, path, pledged)):
                 deferred.append(sequence)
                 break
             self._start(sequence, path)
             budget -= self._plan_chunk(sequence, budget, plan)
-            pledged += self._pages_to_come(sequence)
+            pledged += sum(map(self._pages_to_come, sequence.siblings))
         self.waiting.put_back(deferred)
+
+    @property
+    def _places(self) -> int:
+        """Sequences that may start; a search has a place for each of its beams, whether they are there yet or not."""
+        return self.max_running - (self.settings.max_seqs - len(self._slots))
+
+    def _has_places(self, sequence: Sequence) -> bool:
+        return sequence.beams is None or not self.running or sequence.beams.width <= self._places
 
     def _has_room(self, sequence: Sequence, path: list[Node], pledged: int) -> bool:
         """Room for its known tokens beside the `pledged` pages of prompts that are not computed to their end, and a page
         for every sequence that runs, so that admission does not preempt."""
         if not self.running:
             return True
-        needed = self._page_count(sequence.planned + 1) - len(path) + len(self.running)
+        needed = sum(map(self._pages_to_come, sequence.siblings)) - len(path) + len(self.running)
+        if sequence.beams is not None:
+            needed += sequence.beams.width - len(sequence.siblings)  # each will write to a page of its own
         return needed + pledged <= self.cache.available - self.cache.count_idle(path)
 
     def _pages_to_come(self, sequence: Sequence) -> int:
-        return max(self._page_count(sequence.planned + 1) - len(sequence.pages), 0)
+        there = len(sequence.pages) or sequence.source_tokens // self.cache.page_size
+        return max(self._page_count(sequence.planned + 1) - there, 0)
 
     def _start(self, sequence: Sequence, path: list[Node]) -> None:
         sequence.slot = self._slots.pop()
@@ -182,7 +207,32 @@ class Planner:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed
         self.running.append(sequence)
+        if sequence.beams is not None:
+            self._start_beams(sequence.beams)
         self.waiting.started(sequence)
+
+    def _start_beams(self, beams: Beams) -> None:
+        """Beside the first beam of a search, which has just started."""
+        others = beams.sequences[1:]
+        for sequence in others:
+            sequence.slot = self._slots.pop()
+            sequence.tail = self.cache.tree.root(sequence.namespace)
+        beams.slots = [self._slots.pop() for _ in range(beams.width - len(beams.sequences))]
+        self.running += others
+
+    def _has_source(self, sequence: Sequence) -> bool:
+        """Whether what it shares with another beam is computed; then it has those pages."""
+        source, count = sequence.source, sequence.source_tokens // self.cache.page_size
+        if source is not None:
+            if source.computed < sequence.source_tokens:
+                return False
+            sequence.source, sequence.computed = None, sequence.source_tokens
+            sequence.pages = source.pages[:count]
+            self.cache.share(sequence.pages)
+            sequence.published = min(source.published, count)
+            sequence.nodes = source.nodes[: sequence.published]
+            sequence.tail = source.tail if sequence.published == source.published else sequence.nodes[-1]
+        return True
 
     def _is_being_computed(self, sequence: Sequence, cached_pages: int) -> bool:
         """Whether a running prefill is about to compute the next page of this prefix, so that waiting saves work."""
@@ -193,7 +243,7 @@ class Planner:
             if other.decoding or other.request.score or other.namespace != sequence.namespace:
                 continue
             theirs = other.tokens[: min(other.prompt_length, other.dense_tokens)]
-            common = _common(sequence.tokens[:-1][: sequence.dense_tokens], theirs)
+            common = common_length(sequence.tokens[:-1][: sequence.dense_tokens], theirs)
             if other.computed < end <= common:
                 sequence.awaited = other
                 sequence.awaited_tokens = common // self.cache.page_size * self.cache.page_size
@@ -204,11 +254,25 @@ class Planner:
         """Make sure that the next `count` tokens have pages."""
         missing = self._page_count(sequence.computed + count) - len(sequence.pages)
         if missing <= 0:
-            return True
+            return sequence.beams is None or self._reserve_copy(sequence)
         pages = self.cache.allocate(missing)
         if pages is None:
             return False
         sequence.pages += pages
+        return True
+
+    def _reserve_copy(self, beam: Sequence) -> bool:
+        """Make sure that no other beam has the page to which the next token goes."""
+        index = beam.computed // self.cache.page_size
+        shared = beam.pages[index]
+        if not self.cache.is_shared(shared):
+            return True
+        pages = self.cache.allocate(1)
+        if pages is None:
+            return False
+        self.cache.release([shared])
+        beam.pages[index] = pages[0]
+        beam.copied = (shared, pages[0])
         return True
 
     def _publish(self, sequence: Sequence, computed: int) -> None:
@@ -236,9 +300,21 @@ class Planner:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.release(sequence)
-        sequence.rewind()
-        self.waiting.preempted(sequence)
+        self._rewind(sequence)
+        self.waiting.preempted(sequence.siblings[0])
         self.preemptions += 1
+
+    def _rewind(self, sequence: Sequence) -> None:
+        if sequence.beams is None:
+            sequence.rewind()
+        else:
+            sequence.beams.rewind(self.cache.page_size)
+
+    def _take_slots_back(self, sequence: Sequence) -> None:
+        self._slots += [each.slot for each in sequence.siblings]
+        if sequence.beams is not None:
+            self._slots += sequence.beams.slots
+            sequence.beams.slots = []
 
     def _must_restart(self, sequence: Sequence) -> bool:
         return (
@@ -249,19 +325,13 @@ class Planner:
 
     def _restart_stretched(self, in_flight: bool) -> None:
         """Start sequences that outgrow the original context again, with every key rotated for the long one."""
-        for sequence in [s for s in self.running if s.decoding and not s.exhausted and self._must_restart(s)]:
+        for sequence in [s for s in self.running if s.decoding and s.ready and self._must_restart(s)]:
             if in_flight:
                 raise TokensNeeded
-            self._preempt(sequence)
+            if sequence.slot >= 0:  # else the beams of a search went together
+                self._preempt(sequence)
             sequence.rope_floor = sequence.planned
             sequence.namespace = prefix_namespace(self._rope, sequence.planned)
 
     def _page_count(self, tokens: int) -> int:
         return -(-tokens // self.cache.page_size)
-
-
-def _common(tokens: np.ndarray, others: np.ndarray) -> int:
-    """Length of the common beginning."""
-    length = min(len(tokens), len(others))
-    differ = np.flatnonzero(tokens[:length] != others[:length])
-    return int(differ[0]) if len(differ) else length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +32,8 @@ class SlotTable(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """tokens int32 [S] (INVALID_TOKEN where the logits were not finite), logprobs float32 [S], top_ids int32 [S, 20],
-    top_logprobs float32 [S, 20]; the log-probabilities are zeros unless asked for. Arrays of JAX, or read by numpy."""
+    """tokens int32 [S] (INVALID_TOKEN where the logits were not finite), logprobs float32 [S], top_ids int32 [S, top],
+    top_logprobs float32 [S, top]; the log-probabilities are zeros unless asked for. Arrays of JAX, or read by numpy."""
 
     tokens: Any
     logprobs: Any
@@ -41,16 +42,23 @@ class Sampled(NamedTuple):
 
 
 def sample(
-    logits: jax.Array, lengths: jax.Array, rows: Rows, knobs: Knobs, needs: Needs | None, table: SlotTable
+    logits: jax.Array,
+    lengths: jax.Array,
+    rows: Rows,
+    knobs: Knobs,
+    needs: Needs | None,
+    table: SlotTable,
+    top: int = MAX_TOP_LOGPROBS,
 ) -> Sampled:
-    """One token per row. logits: float32 [S, V]; lengths: int32 [S], tokens before the new one; no needs: greedy.
+    """One token per row. logits: float32 [S, V]; lengths: int32 [S], tokens before the new one; no needs: greedy; top: how many
+    of the likeliest tokens are reported.
 
     Log-probabilities are of the model's own distribution, before penalties, bias, temperature and filters.
     """
     if needs is None:
         best, likeliest = _argmax(logits)
         tokens = jnp.where(jnp.isfinite(likeliest), best, INVALID_TOKEN)
-        return Sampled(tokens, *_no_logprobs(logits, tokens))
+        return Sampled(tokens, *_no_logprobs(top, logits, tokens))
     scores = jax.lax.cond(
         needs.biases | needs.penalties,
         lambda: _adjust(logits, lengths, rows, knobs, needs, table),
@@ -66,7 +74,8 @@ def sample(
         lambda: best,
     )
     tokens = jnp.where(finite, tokens, INVALID_TOKEN)
-    return Sampled(tokens, *jax.lax.cond(needs.logprobs, _logprobs, _no_logprobs, logits, tokens))
+    reports = partial(_logprobs, top), partial(_no_logprobs, top)
+    return Sampled(tokens, *jax.lax.cond(needs.logprobs, *reports, logits, tokens))
 
 
 def _argmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -176,16 +185,16 @@ def _last_positive(values: jax.Array) -> jax.Array:
     return jnp.where(values > 0, jnp.arange(values.shape[1]), 0).max(axis=1)
 
 
-def _logprobs(logits: jax.Array, tokens: jax.Array):
+def _logprobs(top: int, logits: jax.Array, tokens: jax.Array):
     logprobs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(logprobs, jnp.maximum(tokens, 0)[:, None], axis=1)[:, 0]
-    width = min(MAX_TOP_LOGPROBS, logits.shape[1])
+    width = min(top, logits.shape[1])
     values, ids = jax.lax.top_k(logprobs, width)
-    pad = ((0, 0), (0, MAX_TOP_LOGPROBS - width))
+    pad = ((0, 0), (0, top - width))
     return chosen, jnp.pad(ids.astype(jnp.int32), pad, constant_values=-1), jnp.pad(values, pad)
 
 
-def _no_logprobs(logits: jax.Array, tokens: jax.Array):
+def _no_logprobs(top: int, logits: jax.Array, tokens: jax.Array):
     rows = logits.shape[0]
-    empty = jnp.zeros((rows, MAX_TOP_LOGPROBS))
+    empty = jnp.zeros((rows, top))
     return jnp.zeros(rows), empty.astype(jnp.int32), empty

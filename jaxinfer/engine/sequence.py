@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxinfer.core import FinishReason, Request, TokenLogprob
 from jaxinfer.errors import RequestError
 from jaxinfer.kvcache.prefix import Node
+
+if TYPE_CHECKING:
+    from jaxinfer.engine.beams import Beams
 
 
 class Sequence:
@@ -37,6 +42,11 @@ class Sequence:
         while it has not, this one waits.
       cached_tokens: prompt tokens whose keys were found at its first admission.
       prompt_logprobs: float32 [prompt_length - 1], scored sequences only.
+      beams: the beam search that it is a beam of, else None. Its next token is chosen among those of all beams, so nothing
+        is planned for it before the host has read what was planned.
+      forked_from: slot whose state it goes on with, a beam that decodes.
+      copied: pages (from, to): it goes on in a copy of a page that other beams have too, once the device has made it.
+      source, source_tokens: a beam that starts again shares the pages of these first tokens of another, once computed.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class Sequence:
         self.cached_tokens: int | None = None
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs = np.empty(self.prompt_length - 1, np.float32) if request.score else None
+        self.beams: Beams | None = None
         self.finish_reason: FinishReason | None = None
         self.error: RequestError | None = None
         self.rewind()
@@ -80,6 +91,28 @@ class Sequence:
         self.published = 0
         self.awaited: Sequence | None = None
         self.awaited_tokens = 0
+        self.forked_from = -1
+        self.copied: tuple[int, int] | None = None
+        self.source: Sequence | None = None
+        self.source_tokens = 0
+
+    def fork(self, slot: int) -> Sequence:
+        """Another beam in `slot` with the same tokens and page table; the caller counts the owners of its pages."""
+        other = copy.copy(self)
+        other._tokens = self._tokens.copy()
+        other.pages, other.nodes = list(self.pages), list(self.nodes)
+        other.slot, other.forked_from = slot, self.slot
+        return other
+
+    @property
+    def siblings(self) -> list[Sequence]:
+        """The beams of its search, itself among them; itself alone where there is none."""
+        return [self] if self.beams is None else list(self.beams.sequences)
+
+    @property
+    def job(self) -> Sequence | Beams:
+        """What is answered as one: the sequence, or the search that it is a beam of."""
+        return self if self.beams is None else self.beams
 
     @property
     def awaits_prefix(self) -> bool:
@@ -113,6 +146,11 @@ class Sequence:
         """Whether nothing is left to plan."""
         return self.planned >= self.limit and (self.decoding or self.computed >= self.limit)
 
+    @property
+    def ready(self) -> bool:
+        """Whether something can be planned for it."""
+        return not self.exhausted and (self.beams is None or self.planned <= self.known)
+
     def append(self, token: int) -> None:
         if self.known == len(self._tokens):
             self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
@@ -127,3 +165,10 @@ class Sequence:
         elif self.computed == self.planned and not self.request.score:
             self.decoding = True
             self.planned += 1
+
+
+def common_length(tokens: np.ndarray, others: np.ndarray) -> int:
+    """Length of the common beginning."""
+    length = min(len(tokens), len(others))
+    differ = np.flatnonzero(tokens[:length] != others[:length])
+    return int(differ[0]) if len(differ) else length

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.attention import Chosen, QuestPolicy
-from jaxinfer.core import MAX_TOP_LOGPROBS
 from jaxinfer.engine.batch import TOKEN_FROM_SLOT, Batch, Knobs, Needs, Rows, Tokens
 from jaxinfer.engine.paged import PagedCache, PagedRows, paged_attention
 from jaxinfer.engine.sampler import Sampled, SlotTable, sample
@@ -70,7 +69,8 @@ class StepSpec:
 
 
 class Programs:
-    """The jitted steps of one spec: `mixed`, `score` and `decode` take (weights, state, batch, ...) and donate the state.
+    """The jitted steps of one spec: `mixed`, `score` and `decode` take (weights, state, batch, ...) and donate the state;
+    the static `top` is how many of the likeliest tokens they report where a row asks for them.
 
     Engines of equal specs share them (`Programs.of`). They live as long as one of those engines does: compiled code
     takes a few hundred memory maps a program, and the kernel grants a process some ten thousand.
@@ -98,25 +98,27 @@ class Programs:
 
 
 def _jit(step: Callable, spec: StepSpec, traced: list[str]) -> Callable:
-    def run(weights: list[jax.Array], state: State, *batch):
+    def run(weights: list[jax.Array], state: State, *batch, top: int):
         traced.append(step.__name__)  # runs while tracing, never in a compiled call
-        return step(spec, weights, state, *batch)
+        return step(spec, weights, state, *batch, top)
 
-    return jax.jit(run, donate_argnums=1)
+    return jax.jit(run, donate_argnums=1, static_argnames="top")
 
 
-def mixed_step(spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch) -> tuple[State, Sampled]:
+def mixed_step(
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, top: int
+) -> tuple[State, Sampled]:
     """Chunks and decoding rows together; one new token per row, as Sampled with a step axis of one."""
-    state, sampled, _ = _run_mixed(spec, weights, state, batch)
+    state, sampled, _ = _run_mixed(spec, weights, state, batch, top)
     return state, sampled
 
 
 def score_step(
-    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, top: int
 ) -> tuple[State, Sampled, jax.Array]:
     """As `mixed_step`, and the log-probability of every token's target: float32 [T]."""
     model = spec.model(weights)
-    state, sampled, hidden = _run_mixed(spec, weights, state, batch)
+    state, sampled, hidden = _run_mixed(spec, weights, state, batch, top)
 
     def target_logprobs(block):
         hidden, targets = block
@@ -132,7 +134,7 @@ def score_step(
 
 
 def decode_steps(
-    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, steps: jax.Array
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, steps: jax.Array, top: int
 ) -> tuple[State, Sampled]:
     """`steps` tokens per row, fed back on the device: Sampled with a leading axis of spec.decode_steps."""
     model, experts = spec.model(weights), spec.experts(weights)
@@ -153,10 +155,11 @@ def decode_steps(
         rope_lengths = jnp.maximum(rows.rope_floors, positions + 1)
         given = (ids, positions, rope_lengths, attend, state.cache, active, experts)
         hidden, cache = forward(model, spec.config, *given)
-        state, sampled = _sample(spec, model, hidden, cache, state.table, batch, positions + 1, active)
+        lengths = positions + 1
+        state, sampled = _sample(spec, model, hidden, cache, state.table, batch, lengths, active, top)
         return state, jax.tree.map(lambda every, new: every.at[i].set(new), out, sampled)
 
-    return jax.lax.fori_loop(0, steps, step, (state, _no_samples(spec.decode_steps, size)))
+    return jax.lax.fori_loop(0, steps, step, (state, _no_samples(spec.decode_steps, size, top)))
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -170,8 +173,28 @@ def set_slot(table: SlotTable, slot, history, bias_ids, bias_values, banned_ids)
     )
 
 
+@partial(jax.jit, donate_argnums=0)
+def copy_pages(pool: KVPool, pages: jax.Array) -> KVPool:
+    """Copy pages of all layers with their bounds. pages: int32 [2, C], from and to; padding goes to pages past the last. All are
+    read before one is written."""
+    source, target = pages
+    return jax.tree.map(lambda leaf: leaf.at[:, target].set(leaf[:, source], mode="drop"), pool)
+
+
+@partial(jax.jit, donate_argnums=0)
+def set_beams(carried: tuple[SlotTable, Chosen | None], beams: jax.Array) -> tuple[SlotTable, Chosen | None]:
+    """Give beams the token that the host chose and what their parents' slots hold beside it.
+
+    beams: int32 [3, C], the slot it goes on from, its own slot, its token; padding has slots past the last.
+    """
+    table, chosen = carried
+    source, slot, token = beams
+    table = table._replace(last_tokens=table.last_tokens.at[slot].set(token, mode="drop"))
+    return table, jax.tree.map(lambda leaf: leaf.at[:, slot].set(leaf[:, source], mode="drop"), chosen)
+
+
 def _run_mixed(
-    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, top: int
 ) -> tuple[State, Sampled, jax.Array]:
     model = spec.model(weights)
     tokens, rows = Tokens(*batch.tokens), Rows(*batch.rows)
@@ -184,17 +207,26 @@ def _run_mixed(
     hidden, cache = forward(model, spec.config, *given)
     last = hidden[jnp.maximum(rows.starts + rows.counts - 1, 0)]
     wanted = rows.samples > 0
-    state, sampled = _sample(spec, model, last, cache, state.table, batch, rows.kv_lengths, wanted)
+    state, sampled = _sample(spec, model, last, cache, state.table, batch, rows.kv_lengths, wanted, top)
     return state, jax.tree.map(lambda new: new[None], sampled), hidden
 
 
 def _sample(
-    spec: StepSpec, model: Decoder, hidden, cache: PagedCache, table: SlotTable, batch: Batch, lengths, wanted
+    spec: StepSpec,
+    model: Decoder,
+    hidden,
+    cache: PagedCache,
+    table: SlotTable,
+    batch: Batch,
+    lengths,
+    wanted,
+    top: int,
 ) -> tuple[State, Sampled]:
     """Sample a token after each row's first `lengths` tokens and, where `wanted`, make it the slot's next input."""
     rows = Rows(*batch.rows)
     needs = None if batch.needs is None else Needs(*batch.needs)
-    sampled = sample(logits(model, spec.config, hidden), lengths, rows, Knobs(*batch.knobs), needs, table)
+    scores = logits(model, spec.config, hidden)
+    sampled = sample(scores, lengths, rows, Knobs(*batch.knobs), needs, table, top)
     slots = jnp.where(wanted, rows.slots, table.last_tokens.shape[0] - 1)
     table = table._replace(
         last_tokens=table.last_tokens.at[slots].set(sampled.tokens),
@@ -209,7 +241,7 @@ def _kv_slots(pool: KVPool, page_table: jax.Array, positions: jax.Array) -> jax.
     return pages * size + positions % size
 
 
-def _no_samples(steps: int, size: int) -> Sampled:
-    top = (steps, size, MAX_TOP_LOGPROBS)
-    ids, values = jnp.zeros(top, jnp.int32), jnp.zeros(top)
+def _no_samples(steps: int, size: int, top: int) -> Sampled:
+    shape = (steps, size, top)
+    ids, values = jnp.zeros(shape, jnp.int32), jnp.zeros(shape)
     return Sampled(ids[..., 0], values[..., 0], ids, values)

@@ -23,11 +23,16 @@ class TextTokenizer(Protocol):
     def detokenizer(self) -> Detokenizer: ...
 
 
+def stop_ids(sampling: SamplingParams, eos_ids: Iterable[int]) -> frozenset[int]:
+    """The tokens that end an answer."""
+    return frozenset(sampling.stop_token_ids) | frozenset(() if sampling.ignore_eos else eos_ids)
+
+
 class StopRule:
     """Watches the tokens of one choice, one at a time."""
 
     def __init__(self, sampling: SamplingParams, eos_ids: tuple[int, ...], tokenizer: TextTokenizer | None):
-        self._ids = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(eos_ids))
+        self._ids = stop_ids(sampling, eos_ids)
         self._strings = sampling.stop
         self._min_tokens = sampling.min_tokens
         self._longest = max((len(text) for text in sampling.stop), default=0)

@@ -68,6 +68,14 @@ class PageCache:
             self.allocator.share(page)
         return pages
 
+    def share(self, pages: Iterable[int]) -> None:
+        """Take part in the ownership of pages that another sequence has."""
+        for page in pages:
+            self.allocator.share(page)
+
+    def is_shared(self, page: int) -> bool:
+        return self.allocator.owners(page) > 1
+
     def allocate(self, count: int) -> list[int] | None:
         """`count` pages of one's own, evicting idle prefixes if need be; None if there are not that many."""
         if count > self.available:

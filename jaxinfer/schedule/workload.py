@@ -19,7 +19,7 @@ class Workload:
     Attributes:
       tokens: int32 [prompt tokens of all requests].
       starts: int64 [requests + 1], where each prompt begins in `tokens`.
-      answer_limits: int64 [requests], most tokens to generate, all choices of a request together.
+      answer_limits: int64 [requests], most tokens to generate, all choices or beams of a request together.
       answer_floors: int64 [requests], fewest tokens, such as all of them where nothing but the limit ends an answer; None is none.
     """
 

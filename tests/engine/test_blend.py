@@ -31,7 +31,7 @@ def workload(requests, floors=None):
     return Workload(
         tokens=np.concatenate([*prompts, np.zeros(0, np.int32)]).astype(np.int32),
         starts=np.concatenate([[0], np.cumsum([len(p) for p in prompts])]).astype(np.int64),
-        answer_limits=np.array([r.sampling.max_tokens * r.sampling.n for r in requests], np.int64),
+        answer_limits=np.array([r.sampling.max_tokens * r.sampling.sequences for r in requests], np.int64),
         answer_floors=floors,
     )
 
@@ -107,6 +107,20 @@ def test_several_choices_of_a_request_count_once():
     engine = make_engine(overrides=SMALL)
     out = serve(engine, requests, "blend")
     assert all(len(out[each.id].choices) == each.sampling.n for each in requests)
+
+
+def test_beam_searches_are_planned_as_the_work_of_all_their_beams():
+    requests = [
+        request(
+            str(i), [5, 6, 7, i + 3], max_tokens=3 + i % 9, **({"beam_width": 4, "n": 2} if i % 3 else {})
+        )
+        for i in range(20)
+    ]
+    assert workload(requests).answer_limits[:2].tolist() == [3, 4 * 4]
+    engine = make_engine(overrides=SMALL)
+    out = serve(engine, requests, "blend")
+    alone = answers(engine, requests)
+    assert all(out[each.id].choices == alone[each.id].choices for each in requests)
 
 
 def test_the_plan_is_made_anew_when_lengths_are_known():

@@ -21,12 +21,12 @@ def fail_above(engine: Engine, monkeypatch, tokens: int) -> list[int]:
     """Mixed steps of more than `tokens` padded tokens run out of memory, their donated state lost with them."""
     sizes, real = [], engine.device._programs.mixed
 
-    def mixed_step(weights, state, batch):
+    def mixed_step(weights, state, batch, **static):
         sizes.append(batch.tokens.shape[1])
         if sizes[-1] > tokens:
             jax.tree.map(lambda leaf: leaf.delete(), state)
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
-        return real(weights, state, batch)
+        return real(weights, state, batch, **static)
 
     monkeypatch.setattr(engine.device._programs, "mixed", mixed_step)
     return sizes
@@ -53,7 +53,7 @@ def test_no_memory_for_anything_ends_the_run(monkeypatch):
 
 
 def test_another_fault_of_the_device_ends_the_run(monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: the device is gone")
 
     engine = make_engine()

@@ -1,12 +1,18 @@
 """Random engines and batches, tight in every dimension, against one-by-one dense computation."""
 
+import contextlib
 import random
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from beam_oracle import beam_search
 from helpers import answers, dense_logits, make_engine, request, variant
 
 from jaxinfer.core import Request
+from jaxinfer.engine.engine import Engine
+from jaxinfer.errors import RequestError
 from jaxinfer.models import RopeConfig
 
 CONTEXT = 96
@@ -26,16 +32,28 @@ SHAPES = (  # pages, sequences, tokens a step, decode steps
 SHARED = [np.random.default_rng(seed).integers(3, 97, size) for seed, size in enumerate((8, 16, 24, 40))]
 
 
-def expected(kind: str, prompt: np.ndarray, count: int) -> list[int]:
+def next_logits(kind: str, prompt: np.ndarray, tokens: list[int]) -> np.ndarray:
+    floor = {"plain": 0, "longrope": len(tokens), "dynamic": len(prompt)}[kind]
+    lengths = np.maximum(floor, np.arange(len(tokens)) + 1) if floor else None
+    return dense_logits(CONFIGS[kind], tokens, lengths)[-1]
+
+
+def expected(kind: str, prompt: np.ndarray, count: int, width: int) -> list[int]:
     tokens = list(prompt)
+    if width > 1:
+
+        def scores(tokens):
+            return np.asarray(jax.nn.log_softmax(jnp.asarray(next_logits(kind, prompt, tokens))))
+
+        return beam_search(scores, tokens, width=width, most=count)[0][1]
     for _ in range(count):
-        floor = {"plain": 0, "longrope": len(tokens), "dynamic": len(prompt)}[kind]
-        lengths = np.maximum(floor, np.arange(len(tokens)) + 1) if floor else None
-        tokens.append(int(dense_logits(CONFIGS[kind], tokens, lengths)[-1].argmax()))
+        tokens.append(int(next_logits(kind, prompt, tokens).argmax()))
     return tokens[len(prompt) :]
 
 
-def draw_batch(draw: random.Random, kind: str) -> tuple[list[Request], dict[str, tuple[np.ndarray, int]]]:
+def draw_batch(
+    draw: random.Random, kind: str, engine: Engine
+) -> tuple[list[Request], dict[str, tuple[np.ndarray, int, int]]]:
     requests, wanted = [], {}
     for index in range(draw.choice((3, 8, 12))):
         own = np.random.default_rng(draw.randrange(5)).integers(3, 97, draw.choice((0, 0, 1, 3, 8, 9, 20)))
@@ -44,8 +62,14 @@ def draw_batch(draw: random.Random, kind: str) -> tuple[list[Request], dict[str,
             requests.append(Request(id=f"s{index}", prompt_ids=prompt.astype(np.int32), score=True))
             continue
         count = min(draw.choice((1, 2, 5, 13, 30)), CONTEXT - len(prompt))
-        requests.append(request(str(index), prompt, max_tokens=count, n=draw.choice((1, 1, 2))))
-        wanted[str(index)] = (prompt, count)
+        one = request(str(index), prompt, max_tokens=count, n=draw.choice((1, 1, 2)))
+        if draw.random() < 0.3:
+            search = request(str(index), prompt, max_tokens=count, beam_width=draw.choice((2, 2, 3)))
+            with contextlib.suppress(RequestError):  # more pages or sequences than there are
+                engine.token_limit(search)
+                one = search
+        requests.append(one)
+        wanted[str(index)] = (prompt, count, one.sampling.beam_width)
     return requests, wanted
 
 
@@ -63,7 +87,7 @@ def test_random_batches(seed):
     )
     engine = make_engine(CONFIGS[kind], overrides)
     for _ in range(2):
-        requests, wanted = draw_batch(draw, kind)
+        requests, wanted = draw_batch(draw, kind, engine)
         if draw.random() < 0.5:
             stream = engine.run(requests)
             next(stream)
@@ -71,6 +95,6 @@ def test_random_batches(seed):
             engine.check_integrity()
         out = answers(engine, requests)
         assert out.keys() == {r.id for r in requests}
-        for name, (prompt, count) in wanted.items():
+        for name, (prompt, count, width) in wanted.items():
             for choice in out[name].choices:
-                assert list(choice.token_ids) == expected(kind, prompt, count)
+                assert list(choice.token_ids) == expected(kind, prompt, count, width)
