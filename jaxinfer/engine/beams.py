@@ -76,6 +76,36 @@ class Beams:
             sequence.error = error
 
 
+def has_source(beam: Sequence, cache: PageCache) -> bool:
+    """Whether what a beam that starts again shares with another is computed; then it has those pages too."""
+    source, count = beam.source, beam.source_tokens // cache.page_size
+    if source is not None:
+        if source.computed < beam.source_tokens:
+            return False
+        beam.source, beam.computed = None, beam.source_tokens
+        beam.pages = source.pages[:count]
+        cache.share(beam.pages)
+        beam.published = min(source.published, count)
+        beam.nodes = source.nodes[: beam.published]
+        beam.tail = source.tail if beam.published == source.published else beam.nodes[-1]
+    return True
+
+
+def owns_page(beam: Sequence, cache: PageCache) -> bool:
+    """Whether no other beam has the page to which the next token goes; it gets a copy to make it so, if there is a page."""
+    index = beam.computed // cache.page_size
+    shared = beam.pages[index]
+    if not cache.is_shared(shared):
+        return True
+    pages = cache.allocate(1)
+    if pages is None:
+        return False
+    cache.release([shared])
+    beam.pages[index] = pages[0]
+    beam.copied = (shared, pages[0])
+    return True
+
+
 class OpenBeams:
     """A request being worked on by beam search."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxinfer.config import EngineSettings
 from jaxinfer.engine.admission import Admission, Fifo
 from jaxinfer.engine.beam_search import Pick
-from jaxinfer.engine.beams import Beams
+from jaxinfer.engine.beams import Beams, has_source, owns_page
 from jaxinfer.engine.plan import Chunk, StepPlan, TokensNeeded
 from jaxinfer.engine.sequence import Sequence, common_length
 from jaxinfer.kvcache.cache import PageCache
@@ -57,7 +57,7 @@ class Planner:
         room = self.max_tokens - len(plan.decodes)
         budget = room if plan.steps > 1 else self.waiting.prefill_budget(len(plan.decodes), keys, room)
         for sequence in prefilling:
-            if sequence.slot >= 0 and self._has_source(sequence):  # not preempted by the decodes above
+            if sequence.slot >= 0 and has_source(sequence, self.cache):  # not preempted by the decodes above
                 budget -= self._plan_chunk(sequence, budget, plan)
         if plan.steps == 1:
             self._admit(budget, plan)
@@ -220,20 +220,6 @@ class Planner:
         beams.slots = [self._slots.pop() for _ in range(beams.width - len(beams.sequences))]
         self.running += others
 
-    def _has_source(self, sequence: Sequence) -> bool:
-        """Whether what it shares with another beam is computed; then it has those pages."""
-        source, count = sequence.source, sequence.source_tokens // self.cache.page_size
-        if source is not None:
-            if source.computed < sequence.source_tokens:
-                return False
-            sequence.source, sequence.computed = None, sequence.source_tokens
-            sequence.pages = source.pages[:count]
-            self.cache.share(sequence.pages)
-            sequence.published = min(source.published, count)
-            sequence.nodes = source.nodes[: sequence.published]
-            sequence.tail = source.tail if sequence.published == source.published else sequence.nodes[-1]
-        return True
-
     def _is_being_computed(self, sequence: Sequence, cached_pages: int) -> bool:
         """Whether a running prefill is about to compute the next page of this prefix, so that waiting saves work."""
         end = (cached_pages + 1) * self.cache.page_size
@@ -254,25 +240,11 @@ class Planner:
         """Make sure that the next `count` tokens have pages."""
         missing = self._page_count(sequence.computed + count) - len(sequence.pages)
         if missing <= 0:
-            return sequence.beams is None or self._reserve_copy(sequence)
+            return sequence.beams is None or owns_page(sequence, self.cache)
         pages = self.cache.allocate(missing)
         if pages is None:
             return False
         sequence.pages += pages
-        return True
-
-    def _reserve_copy(self, beam: Sequence) -> bool:
-        """Make sure that no other beam has the page to which the next token goes."""
-        index = beam.computed // self.cache.page_size
-        shared = beam.pages[index]
-        if not self.cache.is_shared(shared):
-            return True
-        pages = self.cache.allocate(1)
-        if pages is None:
-            return False
-        self.cache.release([shared])
-        beam.pages[index] = pages[0]
-        beam.copied = (shared, pages[0])
         return True
 
     def _publish(self, sequence: Sequence, computed: int) -> None:

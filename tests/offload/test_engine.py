@@ -62,6 +62,22 @@ def test_any_split_gives_the_same_answers(folder, wanted, random_policy, slots, 
     assert engine.metrics.prefill_tokens > 0 and engine.metrics.steps > 12
 
 
+@pytest.mark.parametrize(
+    "overrides", [(), ("sparsity.token_budget=64", "cache.dtype=int4")], ids=["dense", "quest-int4"]
+)
+def test_beams_choose_the_same(folder, random_policy, overrides):
+    asked = requests(6, tokens=6)
+    for index in (0, 1, 4):
+        sampling = replace(asked[index].sampling, beam_width=3, n=3)
+        asked[index] = replace(asked[index], sampling=sampling)
+    wanted = answers(whole(*overrides), asked)
+    engine = split(folder, 5, *overrides)
+    got = answers(engine, asked)
+    assert [each.choices for each in got] == [each.choices for each in wanted]
+    assert [len(each.choices) for each in got] == [3, 3, 1, 1, 3, 1] and engine.metrics.copied_pages > 0
+    assert engine.offload.metrics()["expert_on_host"] > 0
+
+
 def test_a_device_that_holds_all(folder, wanted):
     engine = split(folder, ALL)
     assert ids(answers(engine, requests(12))) == wanted
