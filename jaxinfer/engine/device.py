@@ -65,7 +65,9 @@ class Device:
         self._config = config
         self.offload = offload
         self._weights, tree = jax.tree.flatten((model, None if offload is None else offload.records))
-        self._programs = Programs.of(StepSpec(config, tree, settings.engine.decode_steps, quest, offload))
+        overlap = settings.engine.overlap == "on"
+        spec = StepSpec(config, tree, settings.engine.decode_steps, quest, offload, overlap)
+        self._programs = Programs.of(spec)
         self._compiled_before = self._programs.compilations  # by other engines of the same spec
         self._batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
         self._state = self._new_state()

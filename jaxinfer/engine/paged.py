@@ -13,6 +13,7 @@ from jaxinfer.attention import Chosen, QuestPolicy, choose, choose_or_reuse, cho
 from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import Attend
+from pallas_kernels.hybrid_attention import hybrid_attention
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.packed_pages import PackedPages, pack, unpack
 from pallas_kernels.page_attention import page_attention
@@ -49,14 +50,16 @@ class PagedRows(NamedTuple):
 
 
 def paged_attention(
-    config: ModelConfig, policy: QuestPolicy | None, rows: PagedRows, kv_slots: jax.Array, *, mixed: bool
-) -> Attend:
+    config: ModelConfig, policy: QuestPolicy | None, rows: PagedRows, kv_slots: jax.Array, *, mixed: bool,
+    overlap: bool = False,
+) -> Attend:  # fmt: skip
     """The attention of a forward pass over flat tokens [T]: writes their keys and values, then attends.
 
     Args:
       policy: how single rows choose their pages; None lets every row attend to all its keys.
       kv_slots: int32 [T], page * page_size + offset; negative for padding.
       mixed: whether rows that are not single may be among them.
+      overlap: whether those and the single rows go in one launch where the device has a kernel for it.
     """
     scale = 1 / math.sqrt(config.head_dim)
     single = (rows.single > 0) & (rows.counts > 0)
@@ -73,10 +76,13 @@ def paged_attention(
             )
 
         def with_singles(page_lists: jax.Array, tokens: jax.Array) -> jax.Array:
-            pages = (pool.k_pages, pool.v_pages, layer, page_lists, tokens)
-            singles = page_attention(q[rows.starts], *pages, scale=scale)
-            others = ragged(jnp.where(single, 0, rows.counts)) if mixed else jnp.zeros_like(q)
-            return others.at[jnp.where(single, rows.starts, q.shape[0])].set(singles, mode="drop")
+            pages = (pool.k_pages, pool.v_pages, layer)
+            if mixed:
+                of_rows = (rows.page_table, rows.starts, rows.counts, rows.kv_lengths, single)
+                settings = {"scale": scale, "window": window, "implementation": None if overlap else "xla"}
+                return hybrid_attention(q, *pages, *of_rows, page_lists, tokens, **settings)
+            singles = page_attention(q[rows.starts], *pages, page_lists, tokens, scale=scale)
+            return jnp.zeros_like(q).at[jnp.where(single, rows.starts, q.shape[0])].set(singles, mode="drop")
 
         def to_all() -> jax.Array:
             if _decodes_apart(config):

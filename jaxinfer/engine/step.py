@@ -52,6 +52,7 @@ class StepSpec:
       decode_steps: most steps of a decode call.
       quest: how decoding tokens choose the pages they attend to; None for all.
       offload: computes the experts that are not part of the model.
+      overlap: attend to the chunks and the decoding rows of a mixed step in one launch.
     """
 
     config: ModelConfig
@@ -59,6 +60,7 @@ class StepSpec:
     decode_steps: int
     quest: QuestPolicy | None = None
     offload: Offload | None = None
+    overlap: bool = False
 
     def model(self, weights: list[jax.Array]) -> Decoder:
         return jax.tree.unflatten(self.tree, weights)[0]
@@ -201,7 +203,9 @@ def _run_mixed(
     ids = jnp.where(tokens.ids == TOKEN_FROM_SLOT, state.table.last_tokens[tokens.slots], tokens.ids)
     of_rows = (rows.starts, rows.counts, rows.kv_lengths, rows.single, rows.slots, rows.sparse_from)
     paged = PagedRows(batch.page_table, *of_rows)
-    attend = paged_attention(spec.config, spec.quest, paged, tokens.kv_slots, mixed=True)
+    attend = paged_attention(
+        spec.config, spec.quest, paged, tokens.kv_slots, mixed=True, overlap=spec.overlap
+    )
     valid = tokens.kv_slots >= 0
     given = (ids, tokens.positions, tokens.rope_lengths, attend, state.cache, valid, spec.experts(weights))
     hidden, cache = forward(model, spec.config, *given)

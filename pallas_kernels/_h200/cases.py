@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.expert_mlp import mosaic_gpu as experts
 from pallas_kernels.expert_mlp.shapes import ON_GPU as EXPERT_SHAPES
+from pallas_kernels.hybrid_attention import mosaic_gpu as hybrid
+from pallas_kernels.hybrid_attention.shapes import SHAPES as MIXED_SHAPES
 from pallas_kernels.int4_matmul import PackedMatrix
 from pallas_kernels.int4_matmul import mosaic_gpu as low_bits
 from pallas_kernels.int4_matmul.shapes import ON_GPU as LOW_BIT_SHAPES
@@ -80,6 +82,18 @@ def _ragged(shape) -> Case:
     q = ((tokens, shape.q_heads, shape.head_dim), "bfloat16")
     wgmma = r"wgmma\.mma_async\S*\.f32\.bf16\.bf16"
     return Case(run, (q, pool, pool, ((), "int32"), *of_rows, ((), "int32")), instruction=wgmma)
+
+
+def _hybrid(shape) -> Case:
+    decodes, chunks = len(shape.decodes), len(shape.chunks)
+    rows, page = decodes + chunks, shape.page_size
+    pool = ((LAYERS, POOL_PAGES, shape.kv_heads, page, shape.head_dim), "bfloat16")
+    width = max(-(-length // page) for _, length in shape.chunks)
+    of_rows: tuple[Array, ...] = (((rows, width), "int32"), *(((rows,), "int32"),) * 3, ((rows,), "bool"))
+    listed = (rows, shape.lists, -(-max(shape.decodes) // page))
+    q = ((decodes + sum(count for count, _ in shape.chunks), shape.q_heads, shape.head_dim), "bfloat16")
+    run = functools.partial(hybrid.hybrid_attention, scale=shape.head_dim**-0.5, window=0, pace=1.0)
+    return Case(run, (q, pool, pool, ((), "int32"), *of_rows, (listed, "int32"), (listed[:2], "int32")))
 
 
 def _scores(shape) -> Case:
@@ -197,6 +211,7 @@ CASES = {
         for name in names
     },
     **{f"ragged_attention {name}": _ragged(shape) for name, shape in RAGGED_SHAPES.items()},
+    **{f"hybrid_attention {name}": _hybrid(shape) for name, shape in MIXED_SHAPES.items()},
     **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_scores {name} int8": _scaled_scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_select {name}": _select(shape) for name, shape in SELECT_SHAPES.items()},

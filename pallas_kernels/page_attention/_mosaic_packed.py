@@ -53,12 +53,11 @@ def scratch(page_size: int, head_dim: int, code_bytes: int) -> dict:
 
 
 def attend_part(
-    page_lists, tokens, layer, q, q_sums, k_pages, v_pages, k_list_words, v_list_words, out, statistics,
+    row, head, part, page_lists, tokens, layer, q, q_sums, k_pages, v_pages, k_list_words, v_list_words, out, statistics,
     *, k_ring, v_ring, k_words, v_words, tile, tiles, k_arrived, v_arrived, q_arrived, each, kv_heads, scale,
 ):  # fmt: skip
     """As mosaic_gpu's; q_sums: float32 [S, H, ROWS], the sums of q's rows; *_list_words: int32 [S, H, tokens of a list]."""
     (q_tile, p_tile), (out_tile, statistics_tile) = tiles
-    row, head, part = (lax.axis_index(name) for name in ("row", "head", "part"))
     _, lists, width = page_lists.shape
     mine, reads = head if lists > 1 else 0, head // max(lists // kv_heads, 1)
     stages, keys, _ = k_ring.shape

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels._mosaic import mma, pl, plgpu, processors, swizzled
+from pallas_kernels._roles import Role, launch
 from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.page_attention import _mosaic_packed
 from pallas_kernels.page_attention._mosaic_packed import LOWEST, PAGES, ROWS
@@ -37,6 +38,11 @@ def page_attention(
     scale: float,
 ) -> jax.Array:
     """See `api.page_attention`."""
+    return launch(role(q, k_pages, v_pages, layer, page_lists, tokens, scale=scale), "page_attention")
+
+
+def role(q, k_pages, v_pages, layer, page_lists, tokens, *, scale: float) -> Role:
+    """A block for each row, head and part of the list."""
     rows, q_heads, head_dim = q.shape
     layers, pages, kv_heads, page_size, _ = k_pages.shape
     lists, width = page_lists.shape[1:]
@@ -56,23 +62,18 @@ def page_attention(
         halves = grouped.reshape(*grouped.shape[:3], -1, columns).swapaxes(2, 3)
         queries = [halves, grouped.astype(jnp.float32).sum(-1)]
     body = functools.partial(body, each=each, kv_heads=kv_heads, scale=scale * LOG2_E)
-    kernel = plgpu.kernel(
-        body,
-        out_type=(
-            jax.ShapeDtypeStruct((rows, heads, parts, group, head_dim), jnp.float32),
-            jax.ShapeDtypeStruct((rows, heads, parts, 2, ROWS), jnp.float32),
-        ),
-        grid=(rows, heads, parts),
-        grid_names=("row", "head", "part"),
-        kernel_name="page_attention",
-        scratch_types=scratch,
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-    )
     args = (a.astype(jnp.int32) for a in (page_lists, tokens, jnp.reshape(layer, (1,))))
     of_heads = (a.reshape(layers, pages * kv_heads, page_size, -1) for a in pools[:2])
     words = (_listed(a, layer, page_lists, heads) for a in pools[2:])
-    partial, statistics = kernel(*args, *queries, *of_heads, *words)
-    return _merge(partial, statistics[..., :group], q)
+    outputs = ((group, head_dim), (2, ROWS))
+    return Role(
+        grid=(rows, heads, parts),
+        body=body,
+        inputs=(*args, *queries, *of_heads, *words),
+        outputs=tuple(jax.ShapeDtypeStruct((rows, heads, parts, *shape), jnp.float32) for shape in outputs),
+        scratch=scratch,
+        finish=lambda partial, statistics: _merge(partial, statistics[..., :group], q),
+    )
 
 
 def _over(k_pages, v_pages, head_dim):
@@ -132,11 +133,10 @@ def _scratch(page_size, head_dim):
 
 
 def _attend_part(
-    page_lists, tokens, layer, q, k_pages, v_pages, out, statistics,
+    row, head, part, page_lists, tokens, layer, q, k_pages, v_pages, out, statistics,
     *, k_ring, v_ring, tiles, k_arrived, v_arrived, q_arrived, each, kv_heads, scale,
 ):  # fmt: skip
     (q_tile, p_tile), (out_tile, statistics_tile) = tiles
-    row, head, part = (lax.axis_index(name) for name in ("row", "head", "part"))
     _, lists, width = page_lists.shape
     mine, reads = head if lists > 1 else 0, head // max(lists // kv_heads, 1)
     stages, keys, head_dim = k_ring.shape

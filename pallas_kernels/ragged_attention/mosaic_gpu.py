@@ -12,6 +12,7 @@ and find them in the second-level cache, so memory gives them about once. Querie
 tiles and then gathered into the tokens' order, 3 times their size, where clearing what no row owns would take 2.
 """
 
+import functools
 import itertools
 import math
 
@@ -28,6 +29,7 @@ from pallas_kernels._mosaic import (
     swizzled,
     wgmma_from_registers,
 )
+from pallas_kernels._roles import Role, launch
 from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.ragged_attention._query_tiles import (
     ALIGNED,
@@ -65,34 +67,33 @@ def ragged_attention(
     window: jax.Array | int,
 ) -> jax.Array:
     """See `api.ragged_attention`."""
+    args = (q, k_pages, v_pages, layer, page_table, query_start, query_len, kv_len)
+    return launch(role(*args, scale=scale, window=window), "ragged_attention")
+
+
+def role(
+    q, k_pages, v_pages, layer, page_table, query_start, query_len, kv_len, *, scale: float, window
+) -> Role:
+    """A block for each tile of queries and KV head; the tiles come first among the inputs, those left over last."""
     tokens, q_heads, head_dim = q.shape
     layers, pages, kv_heads, page_size, _ = k_pages.shape
     group = q_heads // kv_heads
     processors()
     check(q, k_pages, v_pages)
-    assert isinstance(k_pages, jax.Array) and isinstance(v_pages, jax.Array)
     size = tile_tokens(group)
     padded = max(-(-tokens // ALIGNED) * ALIGNED, size)
     rows = (a.astype(jnp.int32) for a in (query_start, query_len, kv_len))
     tiles, slots = query_tiles(*rows, tokens=padded, size=size)
-
-    def body(*refs, **scratch):
-        tile, head = lax.axis_index("tile"), lax.axis_index("head")
-        attend_tile(tile, head, *refs, **scratch, group=group, kv_heads=kv_heads, scale=scale * LOG2_E)
-
-    kernel = plgpu.kernel(
-        body,
-        out_type=jax.ShapeDtypeStruct((len(tiles) * size, q_heads * head_dim), q.dtype),
-        grid=(len(tiles), kv_heads),
-        grid_names=("tile", "head"),
-        kernel_name="ragged_attention",
-        scratch_types=scratch_types(group, head_dim),
-        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
-    )
     queries = jnp.pad(q.reshape(tokens, -1), ((0, padded - tokens), (0, 0)))
-    of_heads = (a.reshape(layers, pages * kv_heads, page_size, head_dim) for a in (k_pages, v_pages))
-    out = kernel(tiles, page_table.astype(jnp.int32), scalars(layer, window), queries, *of_heads)
-    return out.at[slots[:tokens]].get(mode="fill", fill_value=0).reshape(q.shape)
+    pools = (a.reshape(layers, pages * kv_heads, page_size, head_dim) for a in (k_pages, v_pages))
+    return Role(
+        grid=(len(tiles), kv_heads),
+        body=functools.partial(attend_tile, group=group, kv_heads=kv_heads, scale=scale * LOG2_E),
+        inputs=(tiles, page_table.astype(jnp.int32), scalars(layer, window), queries, *pools),
+        outputs=(jax.ShapeDtypeStruct((len(tiles) * size, q_heads * head_dim), q.dtype),),
+        scratch=scratch_types(group, head_dim),
+        finish=lambda out: out.at[slots[:tokens]].get(mode="fill", fill_value=0).reshape(q.shape),
+    )
 
 
 def check(q: jax.Array, k_pages: jax.Array | PackedPages, v_pages: jax.Array | PackedPages) -> None:

@@ -13,6 +13,7 @@ from jaxinfer.core import Request
 from jaxinfer.engine.engine import Engine
 from jaxinfer.errors import ConfigError
 from jaxinfer.models import forward, logits, unstack
+from pallas_kernels.hybrid_attention import hybrid_attention
 
 PAGE, BUDGET = 8, 40
 DEEP = variant(layers=2)
@@ -217,6 +218,26 @@ def test_decoding_rows_apart_as_on_a_gpu_give_the_same(settings, monkeypatch):
     other = (*settings, "engine.decode_steps=7")  # programs of its own
     apart = answers(make_engine(DEEP, other), requests)
     assert {k: v.token_ids for k, v in together.items()} == {k: v.token_ids for k, v in apart.items()}
+
+
+@pytest.mark.parametrize("settings", [(), SPARSE], ids=["dense", "quest"])
+def test_one_launch_for_both_kinds_of_rows_gives_the_same(settings, monkeypatch):
+    requests = [request(str(i), p, max_tokens=12) for i, p in enumerate(prompts(4, seed=12))]
+    together = answers(make_engine(DEEP, settings), requests)
+    asked = []
+
+    def spy(*args, implementation, **kwargs):
+        asked.append(implementation)
+        return hybrid_attention(*args, implementation=implementation, **kwargs)
+
+    monkeypatch.setattr("jaxinfer.engine.paged._decodes_apart", lambda config: True)
+    monkeypatch.setattr("jaxinfer.engine.paged.hybrid_attention", spy)
+    for number, (overlap, wanted) in enumerate({"on": None, "off": "xla"}.items()):
+        other = (*settings, f"engine.overlap={overlap}", f"engine.decode_steps={5 + number}")
+        beside = answers(make_engine(DEEP, other), requests)
+        assert {k: v.token_ids for k, v in together.items()} == {k: v.token_ids for k, v in beside.items()}
+        assert set(asked) == {wanted}
+        asked.clear()
 
 
 def test_nothing_is_compiled_after_warm_up():
