@@ -164,7 +164,8 @@ def quantization(mode: str, config: ModelConfig, **chosen: Any) -> Quantization:
     """The mode's constants with `chosen` ones (None: the mode's own) in their place, fitted to the model.
 
     Group size and outliers that nobody chose are 128, or for narrow models the largest of 64, 32 and 16 that leaves
-    the narrowest matrix eight groups.
+    the narrowest matrix eight groups. The published weight clip is for groups of 128, whose largest weight sticks out
+    further; for smaller ones it is searched.
 
     Raises:
       ConfigError: an unknown mode or impossible value, or a matrix of the model that does not fit, by its name.
@@ -174,9 +175,10 @@ def quantization(mode: str, config: ModelConfig, **chosen: Any) -> Quantization:
     chosen = {name: value for name, value in chosen.items() if value is not None}
     values = dict(_MODES[mode]) | (_ROTATED if chosen.get("rotate") else {}) | chosen
     size = _fitting_group(config)
-    form = Quantization(
-        mode=cast(Any, mode), **({"group": size, "outliers": max(size, values.get("group", 0))} | values)
-    )
+    fitting = {"group": size, "outliers": max(size, values.get("group", 0))}
+    if 0 < values.get("group", size) < GROUPS[0]:
+        fitting["weight_clip"] = 0.0
+    form = Quantization(mode=cast(Any, mode), **(fitting | values))
     for name, (inputs, outputs) in matrices(config).items():
         form.check(name, inputs, outputs)
     return form

@@ -39,6 +39,12 @@ def test_the_papers_constants():
     assert (form.samples, form.length, form.seed, form.statistic) == (128, 2048, 0, "squares")
 
 
+def test_a_clip_for_narrow_groups_is_searched():
+    assert quantization("atom-w4a4", NARROW).weight_clip == 0
+    assert quantization("atom-w4a4", NARROW, weight_clip=0.85).weight_clip == 0.85
+    assert quantization("atom-w4a4", NARROW, group=0).weight_clip == 0.85
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_fits_narrow_models_and_survives_json(mode):
     form = quantization(mode, NARROW)
