@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, memref
 
 HOPPER = ("H100", "H200", "H20", "GH200", "H800")
 SIMULATED_PROCESSORS = 4
@@ -94,12 +96,52 @@ def stage_types(shape: tuple[int, ...], dtype) -> tuple:
     return (plgpu.SMEM(shape, dtype),) if _simulating else ()
 
 
+def gather(ref, index: jax.Array, layout) -> jax.Array:
+    """The elements of ref that `index` numbers, row after row; index lies in registers as `layout` says.
+
+    ref [size], or [rows, columns] with columns a power of two, in global or shared memory.
+    """
+    if _simulating:
+        return ref[...].reshape(-1)[index]
+    dtype, columns = ref.dtype, ref.shape[-1] if len(ref.shape) == 2 else 0
+    signed = None if jnp.issubdtype(dtype, jnp.floating) else not jnp.issubdtype(dtype, jnp.unsignedinteger)
+    kind = plgpu.ShapeDtypeStruct(index.shape, dtype, layout=layout)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout), return_type=kind)
+    def one_by_one(_, ref, index):
+        def load(at, _):
+            where = [at]
+            if columns:
+                row = arith.shrui(at, arith.constant(at.type, columns.bit_length() - 1))
+                where = [row, arith.andi(at, arith.constant(at.type, columns - 1))]
+            return memref.load(ref, [arith.index_cast(ir.IndexType.get(), part) for part in where])
+
+        return index.foreach(load, create_array=True, is_signed=signed)
+
+    return one_by_one(ref, index)
+
+
+def put(ref, value: jax.Array, layout) -> None:
+    """Writes to shared memory that is laid out row by row, where inference would want tiles."""
+    if _simulating:
+        ref[...] = value
+        return
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout))
+    def store(_, ref, value):
+        value.store_untiled(ref, optimized=False)
+
+    store(ref, value)
+
+
 __all__ = [
     "accumulate",
+    "gather",
     "mma",
     "pl",
     "plgpu",
     "processors",
+    "put",
     "simulator",
     "stage_types",
     "swizzled",

@@ -10,10 +10,11 @@ from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Attention
 from jaxinfer.models.linear import linear
 from jaxinfer.models.norms import rms_norm
+from pallas_kernels.quantize import Inputs
 
 
 def qkv(
-    x: jax.Array, weights: Attention, config: ModelConfig, angles: rotary.Angles
+    x: Inputs, weights: Attention, config: ModelConfig, angles: rotary.Angles
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries and keys, and values. x [T, D] -> q [T, Hq, Dh], k [T, Hkv, Dh], v [T, Hkv, Dh]."""
     group = config.group

@@ -17,9 +17,10 @@ from jaxinfer.models.layers import Decoder, Layer, Lead, MoE
 from jaxinfer.models.linear import embed, linear, project, unembed
 from jaxinfer.models.mlp import mlp
 from jaxinfer.models.moe import Experts, moe
-from jaxinfer.models.norms import norm
+from jaxinfer.models.norms import norm, normed
 from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.qarray import QArray, random_qarray
+from pallas_kernels.quantize import values
 
 Cache = Any
 Attend = Callable[..., tuple[jax.Array, Cache]]
@@ -158,11 +159,11 @@ def run_layer(
     experts: Experts | None = None,
 ) -> tuple[jax.Array, Cache]:
     """One layer over flat tokens. hidden [T, D]; index and window are `attend`'s; the rest as in `forward`."""
-    q, k, v = qkv(norm(hidden, layer.attn_norm, config), layer.attention, config, angles)
+    q, k, v = qkv(normed(hidden, layer.attn_norm, config), layer.attention, config, angles)
     attended, cache = attend(cache, index, q, k, v, window)
     hidden = hidden + linear(attended.astype(hidden.dtype), layer.attention.out, layer.attention.out_bias)
-    x = norm(hidden, layer.mlp_norm, config)
+    x = normed(hidden, layer.mlp_norm, config)
     if isinstance(layer.mlp, MoE):
-        out, cache = moe(x, layer.mlp, config, valid, index, experts, cache)
+        out, cache = moe(values(x), layer.mlp, config, valid, index, experts, cache)
         return hidden + out, cache
     return hidden + mlp(x, layer.mlp, config.activation), cache

@@ -11,6 +11,7 @@ import numpy as np
 
 from pallas_kernels.expert_mlp import expert_mlp
 from pallas_kernels.matmul import matmul
+from pallas_kernels.quantize import Inputs, values
 
 
 class Multiplies(Protocol):
@@ -19,7 +20,7 @@ class Multiplies(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: Inputs) -> jax.Array:
         """x [T, K] -> float32 [T, N]."""
         ...
 
@@ -34,24 +35,23 @@ Array = (jax.Array, np.ndarray)
 Weights = jax.Array | Multiplies
 
 
-def linear(x: jax.Array, w: Weights, bias: jax.Array | None = None) -> jax.Array:
-    """`x @ w + bias`, summed in float32 and returned in x's type.
+def linear(x: Inputs, w: Weights, bias: jax.Array | None = None) -> jax.Array:
+    """`x @ w + bias`, summed in float32 and returned in x's type. What is to be computed before, packed weights do themselves.
 
     Shapes: x [T, *C], w [*C, *O], bias [*O] -> [T, *O]. Every axis of x but the first is contracted.
     """
     return project(x, w, bias).astype(x.dtype)
 
 
-def project(x: jax.Array, w: Weights, bias: jax.Array | None = None) -> jax.Array:
+def project(x: Inputs, w: Weights, bias: jax.Array | None = None) -> jax.Array:
     """As `linear`, but keeps the float32 sum: for the router and the vocabulary."""
-    contracted = x.ndim - 1
-    outputs = w.shape[contracted:]
-    flat = x.reshape(x.shape[0], -1)
+    tokens = x.shape[0]
+    outputs = w.shape[len(x.shape) - 1 :]
     if isinstance(w, Array):
-        y = matmul(flat, w.reshape(-1, math.prod(outputs)))
+        y = matmul(values(x).reshape(tokens, -1), w.reshape(-1, math.prod(outputs)))
     else:
-        y = w.multiply(flat)
-    y = y.reshape(x.shape[0], *outputs)
+        y = w.multiply(x.reshape(tokens, -1) if isinstance(x, Array) else x)
+    y = y.reshape(tokens, *outputs)
     return y if bias is None else y + bias.astype(jnp.float32)
 
 

@@ -7,10 +7,10 @@ from functools import partial
 from types import MappingProxyType
 
 import jax
-import jax.numpy as jnp
 
 from jaxinfer.models.layers import MLP
 from jaxinfer.models.linear import linear
+from pallas_kernels.quantize import Gated, Inputs
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
@@ -22,8 +22,7 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 )
 
 
-def mlp(x: jax.Array, weights: MLP, activation: str) -> jax.Array:
+def mlp(x: Inputs, weights: MLP, activation: str) -> jax.Array:
     """`down(activation(gate(x)) * up(x))`. x [T, D] -> [T, D]."""
-    gate_up = linear(x, weights.gate_up, weights.gate_up_bias).astype(jnp.float32)  # [T, 2, F]
-    hidden = ACTIVATIONS[activation](gate_up[:, 0]) * gate_up[:, 1]
-    return linear(hidden.astype(x.dtype), weights.down, weights.down_bias)
+    gate_up = linear(x, weights.gate_up, weights.gate_up_bias)  # [T, 2, F]
+    return linear(Gated(gate_up, ACTIVATIONS[activation]), weights.down, weights.down_bias)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Norm
+from pallas_kernels.quantize import Inputs, Normed
 
 
 def norm(x: jax.Array, weights: Norm, config: ModelConfig) -> jax.Array:
@@ -18,6 +19,11 @@ def norm(x: jax.Array, weights: Norm, config: ModelConfig) -> jax.Array:
     wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + config.norm_eps)
     bias = 0.0 if weights.bias is None else weights.bias.astype(jnp.float32)
     return (wide * weights.scale.astype(jnp.float32) + bias).astype(x.dtype)
+
+
+def normed(x: jax.Array, weights: Norm, config: ModelConfig) -> Inputs:
+    """As `norm`; an RMS norm is left to the matmul that follows, which may join it with rounding."""
+    return Normed(x, weights.scale, config.norm_eps) if config.norm == "rms" else norm(x, weights, config)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

@@ -14,7 +14,7 @@ from jaxinfer.quant.experts import expert_mlp
 from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.rotation import rotate
 from pallas_kernels.int4_matmul import PackedMatrix, int4_matmul
-from pallas_kernels.quantize import QuantizedRows, quantize
+from pallas_kernels.quantize import Inputs, QuantizedRows, quantize, values
 
 Shape = tuple[int, ...]
 
@@ -70,11 +70,11 @@ class QArray:
     def matrix(self) -> PackedMatrix:
         return PackedMatrix(self.low, self.scale, self.channel, self.high, self.high_scale)
 
-    def rows(self, x: jax.Array) -> QuantizedRows:
+    def rows(self, x: Inputs) -> QuantizedRows:
         """Activations [T, K] as this layer takes them."""
         return quantize_rows(x, self.order, self.form)
 
-    def multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: Inputs) -> jax.Array:
         """x @ weights. x [T, K] -> float32 [T, N]."""
         return int4_matmul(self.rows(x), self.matrix)
 
@@ -89,10 +89,10 @@ class QArray:
         return expert_mlp(x, self, down, ids, shares, activation)
 
 
-def quantize_rows(x: jax.Array, order: jax.Array | None, form: Quantization) -> QuantizedRows:
+def quantize_rows(x: Inputs, order: jax.Array | None, form: Quantization) -> QuantizedRows:
     """Activations as a quantized layer takes them: turned, in order, rounded. x [T, K]."""
     if form.rotate:
-        x = rotate(x)
+        x = rotate(values(x))
     all_high, bits = form.weight_bits == 8, form.activation_bits
     return quantize(
         x,

@@ -12,6 +12,7 @@ from jaxinfer.models.layers import Layer
 from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.qarray import quantize_rows
 from pallas_kernels.expert_mlp.xla import ACTIVATIONS, grouped_matmul
+from pallas_kernels.quantize import Inputs, values
 
 Noted = dict[str, jax.Array]
 
@@ -31,9 +32,9 @@ class Watch:
     def shape(self) -> tuple[int, ...]:
         return self.weights.shape
 
-    def multiply(self, x: jax.Array) -> jax.Array:
+    def multiply(self, x: Inputs) -> jax.Array:
         """x [T, K] -> float32 [T, N]."""
-        x = self._rounded(x)
+        x = self._rounded(values(x))
         self.noted[self.name] = self._moments(x)
         return _dot(x, self._matrix(self.weights.reshape(x.shape[1], -1)))
 

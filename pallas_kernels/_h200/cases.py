@@ -24,7 +24,9 @@ from pallas_kernels.page_scores import mosaic_gpu as scores
 from pallas_kernels.page_scores.shapes import SHAPES as SCORES_SHAPES
 from pallas_kernels.page_select import mosaic_gpu as select
 from pallas_kernels.page_select.shapes import SHAPES as SELECT_SHAPES
-from pallas_kernels.quantize import QuantizedRows
+from pallas_kernels.quantize import Gated, Normed, QuantizedRows
+from pallas_kernels.quantize import mosaic_gpu as rounding
+from pallas_kernels.quantize.shapes import ON_GPU as ROUNDING_SHAPES
 from pallas_kernels.ragged_attention import mosaic_gpu as ragged
 from pallas_kernels.ragged_attention.shapes import ON_GPU as RAGGED_SHAPES
 
@@ -200,6 +202,43 @@ def _experts(shape) -> Case:
     return Case(run, arrays, instruction=r"wgmma\.mma_async\S*\.f32\.bf16\.bf16")
 
 
+def _wide_rows(shape) -> Case:
+    """Activations of 16 bits, without outlier channels."""
+    lead = (shape.experts,) if shape.experts else ()
+    m, k, n = shape.rows, shape.inputs, shape.outputs
+    weights = (((*lead, n, k // 2), "uint8"), ((*lead, n, k // shape.group), "float32"))
+    sizes = (((shape.experts,), "int32"),) if shape.experts else ()
+
+    def run(x, low, scale, *sizes):
+        rows, matrix = QuantizedRows(x, None, None, None), PackedMatrix(low, scale, None, None, None)
+        return low_bits.int4_matmul(rows, matrix, *sizes)
+
+    return Case(run, (((m, k), "bfloat16"), *weights, *sizes), instruction=r"wgmma\.mma_async\S*\.bf16")
+
+
+def _rounding(shape) -> Case:
+    parts = (2,) if shape.before == "gated" else ()
+    x: Array = ((shape.rows, *parts, shape.channels), "bfloat16")
+    order, scale = ((shape.channels,), "int32"), ((shape.channels,), "bfloat16")
+    settings = {**shape.settings, "outlier_bits": 8}
+
+    def plain(x, order):
+        return rounding.quantize(x, order, **settings)
+
+    def normed(x, order, scale):
+        return rounding.quantize(Normed(x, scale, 1e-5), order, **settings)
+
+    def gated(x):
+        return rounding.quantize(Gated(x, jax.nn.silu), None, **settings)
+
+    run, arguments = {
+        "plain": (plain, (x, order)),
+        "normed": (normed, (x, order, scale)),
+        "gated": (gated, (x,)),
+    }[shape.before]
+    return Case(run, arguments)
+
+
 CASES = {
     **{f"page_attention {name}": _attention(shape) for name, shape in ATTENTION_SHAPES.items()},
     **{
@@ -225,5 +264,7 @@ CASES = {
     **{f"int4_matmul w4a8 {name}": _low_bits(shape, True) for name, shape in LOW_BIT_SHAPES.items()},
     **{f"int4_matmul w4a4 {name}": _low_bits(shape, False) for name, shape in LOW_BIT_SHAPES.items()},
     **{f"expert_mlp {name}": _experts(shape) for name, shape in EXPERT_SHAPES.items()},
+    **{f"int4_matmul w4a16 {name}": _wide_rows(shape) for name, shape in LOW_BIT_SHAPES.items()},
+    **{f"quantize {name}": _rounding(shape) for name, shape in ROUNDING_SHAPES.items()},
     "page_bounds scan": _bounds_of_all_layers(BOUNDS_SHAPES["llama3_8b_decode"]),
 }

@@ -1,6 +1,6 @@
 """The numba side of int4_matmul.
 
-Two phases: per block of rows, what their sums begin with; per (matrix, panel of outputs) the products. Arguments: x low,
+Two phases: per block of rows, what their sums begin with; per (matrix, panel of outputs) the products. Arguments: x low (int8, or float32 without a scale),
 x low scale, x high, x high scale, low, scale, channel, high, high scale, group sizes. Matrices have an axis E in front.
 Results: out [M, N]; start (int32 [M, lanes]); order (int32: first row of each matrix that has rows and the end, those
 matrices); words of each worker's tile.
@@ -21,6 +21,7 @@ from pallas_kernels._cpu.threads import (
     task_address,
     worker_number,
 )
+from pallas_kernels.int4_matmul._float_tiles import run_float
 from pallas_kernels.int4_matmul._tiles import run_high, run_low, start_16, start_32, start_64, tile_key
 
 PANEL = 64  # outputs of an item
@@ -109,14 +110,14 @@ def _begin_rows(frame, item):
         count += 1
     for row in range(item * ROWS_PER_ITEM, min(rows, (item + 1) * ROWS_PER_ITEM)):
         to = result(frame, START) + 4 * result_dimension(frame, START, 1) * row
-        if low > 0:
+        if low > 0 and dimension(frame, X_LOW_SCALE, 1) > 0:
             size = max(_low_size(frame), 16)
             groups = dimension(frame, SCALE, 2)
             x = argument(frame, X_LOW) + low * row
             for g in range(groups):
                 _start(size, to, x + g * (low // groups), low // groups // size, 8)
                 to += size
-        else:
+        elif low == 0:
             zero_bytes(
                 result(frame, OUT) + 4 * result_dimension(frame, OUT, 1) * row,
                 4 * result_dimension(frame, OUT, 1),
@@ -145,7 +146,9 @@ def _panel(frame, which, panel, words):
     while row < end:
         left = end - row
         rows = 8 if left >= 8 else 4 if left >= 4 else 1
-        if dimension(frame, X_LOW, 1) > 0:
+        if dimension(frame, X_LOW, 1) > 0 and dimension(frame, X_LOW_SCALE, 1) == 0:
+            _float_panel(frame, matrix, panel, row, rows, words)
+        elif dimension(frame, X_LOW, 1) > 0:
             _low_panel(frame, matrix, panel, row, rows, words)
         if dimension(frame, X_HIGH, 1) > 0:
             _high_panel(frame, matrix, panel, row, rows, words)
@@ -179,6 +182,26 @@ def _low_panel(frame, matrix, panel, row, rows, words):
     store_i64(words + 128, channels // groups // (2 * size))
     store_i64(words + 136, min(PANEL, outputs - first))
     run_low(tile_key(rows, size, two_level), words)
+
+
+@jit
+def _float_panel(frame, matrix, panel, row, rows, words):
+    """Activations without scales are float32."""
+    outputs, channels = result_dimension(frame, OUT, 1), dimension(frame, X_LOW, 1)
+    first, groups, scale_rows = panel * PANEL, dimension(frame, SCALE, 2), dimension(frame, SCALE, 1)
+    half, shift = _low_size(frame), 1 if scale_rows < outputs else 0
+    _out(frame, row, first, words)
+    store_i64(words + 16, argument(frame, X_LOW) + 4 * channels * row)
+    store_i64(words + 24, 4 * channels)
+    store_i64(words + 32, argument(frame, LOW) + (matrix * outputs + first) * (channels // 2))
+    store_i64(words + 40, channels // 2)
+    store_i64(words + 48, argument(frame, SCALE) + 4 * groups * (matrix * scale_rows + (first >> shift)))
+    store_i64(words + 56, 4 * groups)
+    store_i64(words + 64, shift)
+    store_i64(words + 72, groups)
+    store_i64(words + 80, channels // groups // (2 * half))
+    store_i64(words + 88, min(PANEL, outputs - first))
+    run_float(tile_key(rows, half, 0), words)
 
 
 @jit

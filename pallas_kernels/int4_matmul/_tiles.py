@@ -46,11 +46,11 @@ def _words(builder, address, names):
     return word
 
 
-def _scalar(builder, at, kind=F32):
+def read_scalar(builder, at, kind=F32):
     return builder.load(builder.bitcast(at, kind.as_pointer()), align=1)
 
 
-def _lane_sum(builder, value):
+def lane_sum(builder, value):
     """Sum of all lanes, of integers exactly."""
     count, element = value.type.count, value.type.element
     if element == I32:
@@ -67,7 +67,7 @@ def _lane_sum(builder, value):
     return builder.extract_element(value, ir.Constant(I32, 0))
 
 
-def _sums(builder, rows, lanes, element, zero):
+def sums(builder, rows, lanes, element, zero):
     places = [builder.alloca(vector_type(lanes, element)) for _ in range(rows)]
     for place in places:
         builder.store(ir.Constant(vector_type(lanes, element), [zero] * lanes), place)
@@ -79,7 +79,7 @@ def _low_tile(builder, word, *, rows, size, two_level):
     lanes = max(size, 16) // 4
     floats, integers = vector_type(lanes), vector_type(lanes, I32)
     with loop(builder, word["outputs"], 1) as n:
-        totals = _sums(builder, rows, lanes, F32, 0.0)
+        totals = sums(builder, rows, lanes, F32, 0.0)
         parts = [builder.alloca(integers) for _ in range(rows)]
         weights = builder.add(word["w"], builder.mul(n, word["w_row"]))
         scale_row = builder.mul(builder.ashr(n, word["shift"]), word["scale_row"])
@@ -103,10 +103,10 @@ def _low_tile(builder, word, *, rows, size, two_level):
                         total = dot_bytes(builder, total, unsigned, signed)
                     builder.store(total, parts[r])
             if two_level:
-                fine = _scalar(builder, address_of(builder, word["scale"], scale_row, g), I8)
+                fine = read_scalar(builder, address_of(builder, word["scale"], scale_row, g), I8)
                 scale = builder.uitofp(fine, F32)
             else:
-                scale = _scalar(builder, address_of(builder, word["scale"], scale_row, (g, 4)))
+                scale = read_scalar(builder, address_of(builder, word["scale"], scale_row, (g, 4)))
             wide = splat(builder, scale, lanes) if two_level else None
             for r in range(rows):
                 factor = wide
@@ -114,19 +114,19 @@ def _low_tile(builder, word, *, rows, size, two_level):
                     at = address_of(
                         builder, word["x_scale"], (word["x_scale_row"], r), (word["x_scale_group"], g)
                     )
-                    factor = splat(builder, builder.fmul(scale, _scalar(builder, at)), lanes)
+                    factor = splat(builder, builder.fmul(scale, read_scalar(builder, at)), lanes)
                 part = builder.sitofp(builder.load(parts[r]), floats)
                 builder.store(multiply_add(builder, part, factor, builder.load(totals[r])), totals[r])
         for r in range(rows):
             total = builder.load(totals[r])
             if two_level:
                 # Every lane is a whole number below 2**24, so nothing was rounded; their sum may be larger.
-                exact = _lane_sum(builder, builder.fptosi(total, integers))
-                row = _scalar(builder, address_of(builder, word["x_scale"], (word["x_scale_row"], r)))
-                column = _scalar(builder, address_of(builder, word["channel"], (n, 4)))
+                exact = lane_sum(builder, builder.fptosi(total, integers))
+                row = read_scalar(builder, address_of(builder, word["x_scale"], (word["x_scale_row"], r)))
+                column = read_scalar(builder, address_of(builder, word["channel"], (n, 4)))
                 result = builder.fmul(builder.sitofp(exact, F32), builder.fmul(row, column))
             else:
-                result = _lane_sum(builder, total)
+                result = lane_sum(builder, total)
             out = address_of(builder, word["out"], (word["out_row"], r), (n, 4))
             builder.store(result, builder.bitcast(out, F32.as_pointer()), align=4)
 
@@ -148,17 +148,17 @@ def _high_tile(builder, word, *, rows, size):
             for r in range(rows):
                 x = load_bytes(builder, address_of(builder, word["x"], (word["x_row"], r), (v, size)), size)
                 builder.store(dot_bytes(builder, builder.load(parts[r]), unsigned, x), parts[r])
-        column = _scalar(builder, address_of(builder, word["scale"], (n, 4)))
+        column = read_scalar(builder, address_of(builder, word["scale"], (n, 4)))
         for r in range(rows):
-            row = _scalar(builder, address_of(builder, word["x_scale"], (word["x_scale_row"], r)))
-            total = builder.sitofp(_lane_sum(builder, builder.load(parts[r])), F32)
+            row = read_scalar(builder, address_of(builder, word["x_scale"], (word["x_scale_row"], r)))
+            total = builder.sitofp(lane_sum(builder, builder.load(parts[r])), F32)
             out = address_of(builder, word["out"], (word["out_row"], r), (n, 4))
             out = builder.bitcast(out, F32.as_pointer())
             product = builder.fmul(total, builder.fmul(row, column))
             builder.store(builder.fadd(builder.load(out, align=4), product), out, align=4)
 
 
-def _function(module, name, words, emit):
+def tile_function(module, name, words, emit):
     """void(address of the words)"""
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64]), name)
     function.linkage = "internal"
@@ -174,14 +174,14 @@ def _low_tiles(module):
         emit = functools.partial(_low_tile, rows=rows, size=size, two_level=two_level)
         yield (
             tile_key.py_func(rows, size, two_level),
-            _function(module, f"low_{rows}_{size}_{two_level}", LOW_WORDS, emit),
+            tile_function(module, f"low_{rows}_{size}_{two_level}", LOW_WORDS, emit),
         )
 
 
 def _high_tiles(module):
     for rows, size in itertools.product(ROWS, HIGH_SIZES):
         emit = functools.partial(_high_tile, rows=rows, size=size)
-        yield tile_key.py_func(rows, size, 0), _function(module, f"high_{rows}_{size}", HIGH_WORDS, emit)
+        yield tile_key.py_func(rows, size, 0), tile_function(module, f"high_{rows}_{size}", HIGH_WORDS, emit)
 
 
 @jit
@@ -190,7 +190,7 @@ def tile_key(rows, size, two_level):
     return rows * 1024 + size * 2 + two_level
 
 
-def _switch(functions):
+def switch(functions):
     """run(key, address of words): an intrinsic that calls the tile of the key."""
 
     @intrinsic
@@ -212,7 +212,7 @@ def _switch(functions):
     return run
 
 
-run_low, run_high = _switch(_low_tiles), _switch(_high_tiles)
+run_low, run_high = switch(_low_tiles), switch(_high_tiles)
 
 
 def _start_of(size: int):
@@ -226,7 +226,7 @@ def _start_of(size: int):
         def codegen(context, builder, signature, args):
             to, x, vectors, offset = args
             integers = vector_type(size // 4, I32)
-            (place,) = _sums(builder, 1, size // 4, I32, 0)
+            (place,) = sums(builder, 1, size // 4, I32, 0)
             factor = splat(builder, builder.trunc(offset, I8), size)
             with loop(builder, vectors, 1) as v:
                 signed = load_bytes(builder, address_of(builder, x, (v, size)), size)

@@ -1,4 +1,5 @@
-"""int4_matmul as a native CPU kernel: packed weights are read once, opened in registers, and multiplied as 8-bit integers."""
+"""int4_matmul as a native CPU kernel: packed weights are read once, opened in registers, and multiplied as 8-bit
+integers; where activations are floats, as floats."""
 
 import math
 import os
@@ -30,7 +31,7 @@ def int4_matmul(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array | None
         return jnp.zeros(empty, dtype) if array is None else array
 
     args = (
-        given(x.low, rows, 0, dtype=jnp.int8),
+        given(x.low if x.low_scale is not None else _wide(x.low), rows, 0, dtype=jnp.int8),
         given(x.low_scale, rows, 0, dtype=jnp.float32),
         given(x.high, rows, 0, dtype=jnp.int8),
         given(x.high_scale, rows, 0, dtype=jnp.float32),
@@ -54,10 +55,16 @@ def int4_matmul(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array | None
     return out
 
 
+def _wide(x: jax.Array | None) -> jax.Array | None:
+    return None if x is None else x.astype(jnp.float32)
+
+
 def _check(x: QuantizedRows, w: PackedMatrix) -> None:
-    for part, codes in (("low", x.low), ("high", x.high)):
-        if codes is not None and codes.dtype != jnp.int8:
-            raise NotImplementedError(f"{part} activations of {codes.dtype}; int8")
+    floats = x.low is not None and x.low_scale is None
+    if floats and x.low.dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError(f"low activations of {x.low.dtype}; int8, float32 or bfloat16")
+    if x.high is not None and (x.high.dtype != jnp.int8 or floats):
+        raise NotImplementedError(f"high activations of {x.high.dtype}; int8, beside int8")
     if x.tokens == 0:
         raise NotImplementedError("no rows")
     if w.high is not None and (w.high.dtype != jnp.int8 or w.high.shape[-1] % 16):

@@ -38,4 +38,5 @@ SIMULATED = {
     "rows": LowBitShape(70, 1152, 64),
     "plain": LowBitShape(16, 1024, 64, outliers=0),
     "experts": LowBitShape(40, 640, 64, experts=3),
+    "plain_experts": LowBitShape(21, 1280, 64, outliers=0, experts=2),
 }

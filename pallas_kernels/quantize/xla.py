@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.quantize.inputs import Inputs, values
 from pallas_kernels.quantize.rows import QuantizedRows
 
 SMALLEST = 1e-5  # the least magnitude that a group of activations is taken to have
 
 
 def quantize(
-    x: jax.Array,
+    x: Inputs,
     order: jax.Array | None,
     *,
     bits: int,
@@ -19,6 +20,7 @@ def quantize(
     outlier_bits: int,
 ) -> QuantizedRows:
     """See `api.quantize`."""
+    x = values(x)
     if order is not None:
         x = x[:, order]
     kept = x.shape[1] - outliers

@@ -30,6 +30,19 @@ def test_integers_are_those_of_the_twin(name, mode):
     np.testing.assert_array_equal(got, int4_matmul(x, w, sizes, implementation="xla"))
 
 
+@pytest.mark.parametrize("name", ["plain", "plain_experts"])
+def test_floats_are_those_of_the_twin_but_for_their_sums(name):
+    """Codes are whole and group scales powers of two, so that bfloat16 products are exact; sums have another order."""
+    x, w, _, sizes = draw(SIMULATED[name], "w4a16")
+    x = x._replace(low=jnp.asarray(x.low, jnp.bfloat16))
+    w = w._replace(scale=powers_of_two(w.scale))
+    sizes = None if sizes is None else jnp.asarray(sizes)
+    with simulator():
+        got = jax.block_until_ready(int4_matmul(x, w, sizes, implementation="mosaic_gpu"))
+    want = np.asarray(int4_matmul(x, w, sizes, implementation="xla"))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
 @pytest.mark.parametrize(
     ("shape", "mode", "said"),
     [
