@@ -27,7 +27,7 @@ from jaxinfer.models.tokenizer import Tokenizer
 
 PLANTED = 40.0  # how far the planted channels stick out
 PLANTED_CHANNELS = 4  # of each norm
-CALIBRATION_TOKENS, WINDOW = 32 * 1024, 512
+CALIBRATION_TOKENS, WINDOW = 16 * 1024, 512
 TASKS = (("passkey", 1024), ("lines", 512), ("classify", 512), ("table", 512))
 # Of the whole model: what answers are asked of, by the name in `accuracy_...`.
 ANSWERING = (("full", "none", AS_IT_IS), ("w4a4", "atom-w4a4", Cache(4)), ("w4a8_kv4", "atom-w4a8", Cache(4)))

@@ -184,7 +184,8 @@ def _block(
                     else lax.broadcast(whole, (TILE,))
                 )
             most = jnp.maximum(most, SMALLEST)
-            yield jnp.where(is_low, jnp.float32(clip) * most / steps, most / 127)
+            scale = jnp.where(is_low, jnp.float32(clip) * most / steps, most / 127)
+            yield plgpu.layout_cast(scale, layout.reduce(1))
 
     def one_token(step, _):
         token, slot = block + step * blocks, lax.rem(step, SLOTS)
