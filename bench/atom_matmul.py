@@ -1,4 +1,4 @@
-"""`python -m bench atom-matmul`: low-bit matmuls against plain ones, by mode, shape and rows, and against the bytes' floor."""
+"""`python -m bench atom-matmul`: low-bit matmuls against our plain ones, by mode, shape and rows, and against the bytes' floor."""
 
 from __future__ import annotations
 
@@ -51,27 +51,32 @@ def run(*, quick: bool, options: list[str]) -> Result:
     known = parser.parse_args(options)
     shapes = known.shape or ([QUOTED] if quick else list(SHAPES))
     rows = known.rows or ([1, 16] if quick else list(ROWS))
-    plain = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    plain = ("float32", "bfloat16") if jax.default_backend() == "cpu" else ("bfloat16",)
     result = Result("atom-matmul", {"plain": plain, "repeats": REPEATS, "quick": quick})
     bandwidth = machine.memory_bandwidth()
     for name in shapes:
         inputs, outputs = SHAPES[name]
-        weights = 0.02 * jax.random.normal(jax.random.key(0), (inputs, outputs), plain)
+        weights = {
+            dtype: 0.02 * jax.random.normal(jax.random.key(0), (inputs, outputs), dtype) for dtype in plain
+        }
         packed = {mode: _packed(mode, inputs, outputs) for mode in known.mode or MODES}
         for count in rows:
-            x = jax.random.normal(jax.random.key(1), (count, inputs), plain)
-            calls: dict[str, Callable[[], Any]] = {"plain": _call(matmul, x, weights)}
+            x = jax.random.normal(jax.random.key(1), (count, inputs), plain[0])
+            calls: dict[str, Callable[[], Any]] = {
+                dtype: _call(matmul, x.astype(dtype), matrix) for dtype, matrix in weights.items()
+            }
             calls |= {mode: _call(QArray.multiply, array, x) for mode, array in packed.items()}
             times = side_by_side(calls)
             for mode, array in packed.items():
                 floor = (array.nbytes + x.nbytes + 4 * count * outputs) / bandwidth
                 row = {"shape": name, "rows": count, "mode": mode, "seconds": times[mode]}
-                row |= {"over_plain": times["plain"] / times[mode], "of_byte_floor": floor / times[mode]}
+                row |= {f"over_{dtype}": times[dtype] / times[mode] for dtype in plain}
+                row["of_byte_floor"] = floor / times[mode]
                 result.rows.append(row)
                 print(row, flush=True)
                 if name == QUOTED:
                     label = mode.removeprefix("atom-").replace("-", "_")
-                    result.summary[f"{label}_speedup_m{count}"] = row["over_plain"]
+                    result.summary[f"{label}_speedup_m{count}"] = row[f"over_{plain[0]}"]
     return result
 
 

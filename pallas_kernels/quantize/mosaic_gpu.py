@@ -170,21 +170,15 @@ def _block(
 
     def steps_of(largest):
         """The scale of each group of each tile, from their largest magnitudes."""
+        alike = kept or groups  # groups with one scale, where groups have none of their own
         if not per_group:
-            low = [jnp.where(numbers(tile) < kept, most, 0.0).max() for tile, most in zip(tiles, largest)]
-            whole = functools.reduce(jnp.maximum, low)
-            if kept < groups - 1 or kept == 0:
-                whole = functools.reduce(jnp.maximum, [most.max() for most in largest])
+            each = [jnp.where(numbers(tile) < alike, most, 0.0).max() for tile, most in zip(tiles, largest)]
+            whole = lax.broadcast(functools.reduce(jnp.maximum, each), (TILE,))
         for tile, most in zip(tiles, largest):
-            is_low = numbers(tile) < kept
             if not per_group:
-                most = (
-                    jnp.where(is_low, lax.broadcast(whole, (TILE,)), most)
-                    if kept
-                    else lax.broadcast(whole, (TILE,))
-                )
+                most = jnp.where(numbers(tile) < alike, whole, most)
             most = jnp.maximum(most, SMALLEST)
-            scale = jnp.where(is_low, jnp.float32(clip) * most / steps, most / 127)
+            scale = jnp.where(numbers(tile) < kept, jnp.float32(clip) * most / steps, most / 127)
             yield plgpu.layout_cast(scale, layout.reduce(1))
 
     def one_token(step, _):

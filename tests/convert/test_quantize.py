@@ -161,6 +161,19 @@ def test_the_command(source, text, tmp_path, capsys):
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_real_checkpoint_says_nearly_the_same(tmp_path, shared_data):
+    source, text = shared_data("checkpoints/babyllama105"), shared_data("text/tinystories_197k.txt")
+    told = text.read_text()
+    convert(source, tmp_path / "plain")
+    (tmp_path / "text.txt").write_text(told[:4096])
+    convert(source, tmp_path / "packed", quantize=Quantize("atom-w4a8", {}, tmp_path / "text.txt"))
+    plain, packed = (
+        -np.mean(LLM(tmp_path / name, config=load_config(None, ["engine.max_seqs=1"])).score(told[-250:]))
+        for name in ("plain", "packed")
+    )
+    assert packed < 1.02 * plain
+
+
 def test_weights_that_are_no_numbers_are_named(source, text, tmp_path):
     tensors = random_tensors(CONFIG)
     tensors["model.layers.1.self_attn.o_proj.weight"][3, 4] = np.inf
