@@ -1,10 +1,9 @@
-"""`python -m bench kernels`: every kernel for pages and experts of this platform against its XLA twin: equal, and how much faster."""
+"""`python -m bench kernels`: the kernels for pages, experts and low bits of this platform against their XLA twins: equal, and how much faster."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench import low_bit_cases
+from bench.kernel_case import Case
 from bench.machine import memory_bandwidth, seconds
 from bench.result import Result
 from pallas_kernels.expert_mlp import expert_mlp
@@ -29,24 +30,6 @@ from pallas_kernels.page_select.shapes import SHAPES as SELECT_SHAPES
 
 NATIVE = {"cpu": "cpu", "gpu": "mosaic_gpu"}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of outputs, absolute and relative
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of a kernel.
-
-    Attributes:
-      call: from (implementation, arguments) to the output.
-      meaningful: the part of an output that the kernel defines.
-      floor: bytes that must move.
-    """
-
-    op: str
-    shape: str
-    call: Callable[[str, tuple], Any]
-    arguments: tuple
-    floor: float
-    meaningful: Callable[[Any], list[np.ndarray]] = lambda out: [np.asarray(out, np.float64)]
 
 
 def run(*, quick: bool, options: list[str]) -> Result:
@@ -105,7 +88,7 @@ def _cases(dtype) -> dict[str, Callable[[], Case]]:
         made[f"page_bounds {name}"] = partial(_bounds, name, bounded, dtype)
     for name, chosen in (EXPERT_SHAPES if dtype == jnp.float32 else EXPERT_SHAPES_ON_GPU).items():
         made[f"expert_mlp {name}"] = partial(_experts, name, chosen, dtype)
-    return made
+    return made | low_bit_cases.by_name(dtype)
 
 
 def _attention(name: str, shape, kind: str, dtype) -> Case:

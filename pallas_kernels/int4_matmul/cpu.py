@@ -61,7 +61,7 @@ def _wide(x: jax.Array | None) -> jax.Array | None:
 
 def _check(x: QuantizedRows, w: PackedMatrix) -> None:
     floats = x.low is not None and x.low_scale is None
-    if floats and x.low.dtype not in (jnp.float32, jnp.bfloat16):
+    if x.low is not None and floats and x.low.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"low activations of {x.low.dtype}; int8, float32 or bfloat16")
     if x.high is not None and (x.high.dtype != jnp.int8 or floats):
         raise NotImplementedError(f"high activations of {x.high.dtype}; int8, beside int8")

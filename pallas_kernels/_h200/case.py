@@ -1,0 +1,21 @@
+"""One program that is compiled for the H200."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Array = tuple[tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program: a function and the shapes and dtypes of its arguments.
+
+    Attributes:
+      in_place: so many leading arguments are donated and must not be copied.
+      instruction: regular expression of one that the kernel must have.
+    """
+
+    run: Callable
+    arguments: tuple[Array, ...]
+    in_place: int = 0
+    instruction: str = ""
