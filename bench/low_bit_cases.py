@@ -76,12 +76,13 @@ def _matmul(name: str, shape: LowBitShape, mode: str, dtype) -> Case:
 def _quantize(name: str, shape: QuantizeShape, dtype) -> Case:
     keys = jax.random.split(jax.random.key(0), 3)
     parts = (2,) if shape.before == "gated" else ()
-    x: Inputs = jax.random.normal(keys[0], (shape.rows, *parts, shape.channels), dtype)
-    order = jax.random.permutation(keys[1], shape.channels).astype(jnp.int32)
+    plain = jax.random.normal(keys[0], (shape.rows, *parts, shape.channels), dtype)
+    x: Inputs = plain
+    order: jax.Array | None = jax.random.permutation(keys[1], shape.channels).astype(jnp.int32)
     if shape.before == "gated":
-        x, order = Gated(x, jax.nn.silu), None
+        x, order = Gated(plain, jax.nn.silu), None
     elif shape.before == "normed":
-        x = Normed(x, jnp.ones(shape.channels, dtype), 1e-5)
+        x = Normed(plain, jnp.ones(shape.channels, dtype), 1e-5)
 
     def call(implementation, args):
         return quantize(*args, **shape.settings, implementation=implementation)

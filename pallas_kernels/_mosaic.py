@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, memref
@@ -112,8 +113,8 @@ def gather(ref, index: jax.Array, layout) -> jax.Array:
         def load(at, _):
             where = [at]
             if columns:
-                row = arith.shrui(at, arith.constant(at.type, columns.bit_length() - 1))
-                where = [row, arith.andi(at, arith.constant(at.type, columns - 1))]
+                shift, mask = (mgpu.c(n, at.type) for n in (columns.bit_length() - 1, columns - 1))
+                where = [arith.shrui(at, shift), arith.andi(at, mask)]
             return memref.load(ref, [arith.index_cast(ir.IndexType.get(), part) for part in where])
 
         return index.foreach(load, create_array=True, is_signed=signed)

@@ -71,12 +71,12 @@ def _rounding(shape) -> Case:
     def gated(x):
         return rounding.quantize(Gated(x, jax.nn.silu), None, **settings)
 
-    run, arguments = {
-        "plain": (plain, (x, order)),
-        "normed": (normed, (x, order, scale)),
-        "gated": (gated, (x,)),
-    }[shape.before]
-    return Case(run, arguments)
+    match shape.before:
+        case "normed":
+            return Case(normed, (x, order, scale))
+        case "gated":
+            return Case(gated, (x,))
+    return Case(plain, (x, order))
 
 
 LOW_BIT_CASES = {

@@ -89,7 +89,7 @@ def _blocks(x: QuantizedRows, w: PackedMatrix, experts: jax.Array, tile: int) ->
     if w.channel is not None:
         given["channel"] = w.channel
     if w.high is not None:
-        assert x.high is not None and x.high_scale is not None
+        assert x.high is not None and x.high_scale is not None and w.high_scale is not None
         given |= {
             "x_high_scale": x.high_scale.T,
             "w_high_scale": w.high_scale,

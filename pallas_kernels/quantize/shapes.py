@@ -1,7 +1,7 @@
 """Named shapes from real engines, shared by tests, compiler checks and bench."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class QuantizeShape:
     outliers: int = 128
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         clip = 0.9 if self.bits == 4 else 1.0
         return {"bits": self.bits, "group": self.group, "outliers": self.outliers, "clip": clip}
 
