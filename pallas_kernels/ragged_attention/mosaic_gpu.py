@@ -80,6 +80,8 @@ def role(
     group = q_heads // kv_heads
     processors()
     check(q, k_pages, v_pages)
+    if scale <= 0:
+        raise NotImplementedError(f"scale {scale}; above 0")
     size = tile_tokens(group)
     padded = max(-(-tokens // ALIGNED) * ALIGNED, size)
     rows = (a.astype(jnp.int32) for a in (query_start, query_len, kv_len))
@@ -222,6 +224,7 @@ def attend_tile(
         scores = lax.cond(some_do_not_see, lambda: mask(half, step), lambda: zeros(KEYS))
         scores = accumulate(multiply_keys, scores)
         if half == HALVES - 1:
+            plgpu.commit_smem()  # every warp has read the slot
             request(k_pages, k_ring, k_arrived, step + STAGES)
         new_top = jnp.maximum(top, scores.max(axis=1) * scale)
         keep = jnp.exp2(top - new_top)
@@ -240,6 +243,7 @@ def attend_tile(
         slot = lax.rem(step, STAGES)
         pl.when(step > 0)(lambda: plgpu.barrier_wait(k_arrived.at[slot]))
         carries = tuple(one_half(half, step, slot, carry) for half, carry in enumerate(carries))
+        plgpu.commit_smem()
         request(v_pages, v_ring, v_arrived, step + STAGES)
         return carries
 

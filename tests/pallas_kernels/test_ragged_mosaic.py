@@ -109,6 +109,18 @@ def test_limits(q_heads, head_dim, page_size, kind, message):
         )
 
 
+def test_a_scale_that_turns_the_order_of_scores_is_refused():
+    q, pool, rows = (
+        jnp.zeros((8, 1, 64), "bfloat16"),
+        jnp.zeros((1, 2, 1, 16, 64), "bfloat16"),
+        jnp.zeros(1, int),
+    )
+    with pytest.raises(NotImplementedError, match="scale -1; above 0"), simulator():
+        ragged_attention(
+            q, pool, pool, 0, rows[None], rows, rows, rows, scale=-1, implementation="mosaic_gpu"
+        )
+
+
 def test_without_a_hopper_gpu_the_kernel_says_so():
     args = ragged_tests.make(SIMULATED["pocket"], jnp.bfloat16)
     with pytest.raises(NotImplementedError, match="H200"):
