@@ -21,6 +21,7 @@ BENCHES = {
     "fiddler-placement": "slots by Fiddler's rule, hit rates of placements on the published popularity of Mixtral's experts",
     "h200": "the benches that want a GPU, in one call of under ten minutes",
     "kernels": "every page kernel of this platform against its XLA twin: equal, how much faster, of the byte floor",
+    "overlap": "attention of a mixed step: prefill alone, decode alone, both in one launch, against max + 0.3 min",
     "peers": "the same batch through jaxinfer and through transformers, side by side",
     "pocket": "accuracy of the pocket model by task and length, likelihood of held-out stories, load of its experts",
     "quest-attention": "estimate, select and attend against dense attention, by context, budget and batch",

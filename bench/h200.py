@@ -15,6 +15,7 @@ from bench.result import Result
 PARTS = {  # in this order: is it right, how fast alone, how fast together
     "kernels": [],
     "quest-attention": [],
+    "overlap": [],
     "engine": [],
     "fiddler-offload": ["--model", "mixtral-8x7b-int4", "--repeats", "1"],
     "pocket": ["--items", "20"],
