@@ -37,7 +37,7 @@ from jaxinfer.models import abstract, unstack
 from jaxinfer.models.config import ModelConfig, MoEConfig, RopeConfig
 from jaxinfer.models.decoder import without_experts
 from jaxinfer.models.manifest import read_manifest
-from jaxinfer.offload.budget import expert_format
+from jaxinfer.offload.records import expert_record
 from jaxinfer.offload.store import ExpertStore
 from pallas_kernels.packed_experts import Record
 
@@ -257,7 +257,7 @@ def _make(model: Model, settings: Settings, policy: str, scratch: Path) -> Engin
     if policy == "device":
         weights = _random(abstract(model.config))
         return Engine(model.config, unstack(weights, model.config), settings)
-    store = _random_store(model.config, expert_format(settings.offload, model.config.dtype))
+    store = _random_store(model.config, expert_record(model.config, settings.offload, model.config.dtype))
     return Engine(model.config, _random(without_experts(abstract(model.config))), settings, experts=store)
 
 
@@ -304,10 +304,9 @@ def _random(shapes: Any) -> Any:
     return jax.tree.unflatten(tree, made)
 
 
-def _random_store(config: ModelConfig, format: str) -> ExpertStore:
+def _random_store(config: ModelConfig, record: Record) -> ExpertStore:
     """Records in memory, all of one expert's bytes: they differ in place, not in contents."""
     assert config.moe is not None
-    record = Record(config.hidden_size, config.moe.width, format)
     layers = tuple(layer for layer, has_experts in enumerate(config.moe_layers) if has_experts)
     draw = np.random.default_rng(0)
     shape = (config.hidden_size, 2, config.moe.width)

@@ -176,7 +176,8 @@ class OffloadSettings(Section):
       adaptive: experts that the running work asks for take the places of others.
       landing_slots: slots for experts that are brought for later, such as those that the next layer will ask for; what
         is streamed for the layer at hand has two places of its own.
-      experts: how the experts are held. "stored" as the model runs, "int8" and "int4" rounded to nearest in groups of 128.
+      experts: how the experts are held. "stored" as the model runs, "int8" and "int4" rounded to nearest in groups of
+        128. Those of a model converted with --quant w4a16 keep their codes.
       threads: of the host's work; None for all cores.
       folder: for the experts as the host maps them, written at the first use; "auto" is the user's cache folder.
     """

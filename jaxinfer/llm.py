@@ -21,7 +21,7 @@ from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.errors import ModelError, RequestError
 from jaxinfer.models.checkpoint import Manifest, load_model, read_manifest
 from jaxinfer.models.tokenizer import Tokenizer, has_tokenizer
-from jaxinfer.offload.budget import expert_format
+from jaxinfer.offload.records import expert_record
 from jaxinfer.offload.store import ExpertStore
 from jaxinfer.schedule.workload import Sharing, Workload
 
@@ -220,8 +220,8 @@ def _expert_store(folder: Path, manifest: Manifest, settings: Settings) -> Exper
     config = manifest.config
     # before anything is read or written: raises where the settings do not fit the model
     plan = MemoryPlan.make(config, settings, quest_policy(settings, config.context_length))
-    format = expert_format(settings.offload, plan.dtype)
-    return ExpertStore.open(folder, manifest, format, settings.offload.folder)
+    record = expert_record(config, settings.offload, plan.dtype)
+    return ExpertStore.open(folder, manifest, record, settings.offload.folder)
 
 
 def _is_prompt(prompts: Any) -> bool:

@@ -12,8 +12,8 @@ from jaxinfer.config import OffloadSettings
 from jaxinfer.errors import ConfigError
 from jaxinfer.fields import parse_memory
 from jaxinfer.models.config import ModelConfig
-from jaxinfer.models.decoder import abstract
-from jaxinfer.models.layers import MoE
+from jaxinfer.models.decoder import abstract, without_experts
+from jaxinfer.offload.records import expert_record
 from pallas_kernels.packed_experts import Record
 
 _PAPER_SHARE = 0.95
@@ -29,14 +29,8 @@ def moe_layers(config: ModelConfig) -> int:
 
 def shared_bytes(config: ModelConfig, dtype: str) -> int:
     """Bytes of all parameters but the experts: attention, routers, norms, embeddings, head."""
-    model = abstract(config, dtype)
-    experts = sum(
-        leaf.size
-        for run in model.runs
-        if isinstance(run.mlp, MoE)
-        for leaf in (run.mlp.gate_up, run.mlp.down)
-    )
-    return (sum(leaf.size for leaf in jax.tree.leaves(model)) - experts) * jnp.dtype(dtype).itemsize
+    leaves = jax.tree.leaves(without_experts(abstract(config, dtype)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def activation_bytes(config: ModelConfig, tokens: int, rows: int, dtype: str) -> int:
@@ -55,16 +49,10 @@ def activation_bytes(config: ModelConfig, tokens: int, rows: int, dtype: str) ->
     return 4 * tokens * wide * size + max(attention, experts, dense) + vocabulary
 
 
-def expert_bytes(config: ModelConfig, format: str) -> int:
-    """Bytes of one expert in a format of `packed_experts`."""
+def expert_slots(config: ModelConfig, expert: int, left: int) -> int:
+    """Slots that fit into `left` bytes, an expert having so many; no more than there are experts."""
     assert config.moe is not None
-    return Record(config.hidden_size, config.moe.width, format).nbytes
-
-
-def expert_slots(config: ModelConfig, format: str, left: int) -> int:
-    """Slots that fit into `left` bytes; no more than there are experts."""
-    assert config.moe is not None
-    return max(0, min(left // expert_bytes(config, format), moe_layers(config) * config.moe.experts))
+    return max(0, min(left // expert, moe_layers(config) * config.moe.experts))
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,6 @@ class ExpertBudget:
 
     config: ModelConfig
     settings: OffloadSettings
-    format: str
     total: int
     shared: int
     activations: int
@@ -111,23 +98,11 @@ class ExpertBudget:
                 f"offload.device_memory = {memory!r}: this model ({config.family}) has no experts to leave on the host; "
                 "leave offload.device_memory away"
             )
-        if config.quantization is not None:
-            raise ConfigError(
-                f"offload.device_memory = {memory!r}: this model is quantized ({config.quantization.mode}), and its experts "
-                'cannot be left on the host so; offload the unquantized model with offload.experts = "int4"'
-            )
         parsed = parse_memory(memory)
-        format = expert_format(settings, dtype)
-        try:
-            expert = expert_bytes(config, format)
-        except NotImplementedError as error:
-            raise ConfigError(
-                f"offload.device_memory: this model's experts cannot be offloaded: {error}"
-            ) from None
+        expert = expert_record(config, settings, dtype).nbytes
         budget = cls(
             config=config,
             settings=settings,
-            format=format,
             total=int(parsed * free) if isinstance(parsed, float) else parsed,
             shared=shared_bytes(config, dtype),
             activations=activation_bytes(config, *step, dtype),
@@ -157,7 +132,7 @@ class ExpertBudget:
         if self.settings.rule == "paper":
             slots = paper_slots(self.config, self.total) + 1
         else:
-            slots = expert_slots(self.config, self.format, self.left - kv_bytes)
+            slots = expert_slots(self.config, self.expert, self.left - kv_bytes)
         if slots < 1:
             raise ConfigError(
                 f"offload.device_memory = {self.settings.device_memory!r}: the KV pool takes {kv_bytes} of the "
@@ -167,11 +142,6 @@ class ExpertBudget:
         return slots
 
 
-def expert_format(settings: OffloadSettings, dtype: str) -> str:
-    """How records hold the experts of a model that runs in `dtype`."""
-    return dtype if settings.experts == "stored" else settings.experts
-
-
 def paper_slots(config: ModelConfig, device_bytes: int) -> int:
     """Experts that Fiddler's own rule puts on a device: floor((0.95 * memory - allocated) / bytes of an expert), 16-bit.
 
@@ -179,8 +149,9 @@ def paper_slots(config: ModelConfig, device_bytes: int) -> int:
     version of transformers kept in every layer, cos and sin of the whole context in float32. The last is inferred: with
     it the rule gives both published counts of Mixtral-8x7B, 56 of 24,576 MiB and 125 of 49,140 MiB.
     """
-    expert = expert_bytes(config, "bfloat16")
+    assert config.moe is not None
+    expert = Record(config.hidden_size, config.moe.width, "bfloat16").nbytes
     tables = 2 * 4 * config.layers * config.context_length * config.head_dim
     allocated = shared_bytes(config, "bfloat16") + expert + tables
     free = math.floor(_PAPER_SHARE * device_bytes) - allocated
-    return expert_slots(config, "bfloat16", free)
+    return expert_slots(config, expert, free)

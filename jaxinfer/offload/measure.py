@@ -76,9 +76,7 @@ def machine_profile(
     A profile of another machine, or one that cannot be read, is measured again, and that is said.
     """
     record = store.record
-    name = (
-        f"{record.model_dim}x{record.hidden_dim}-{record.format}-{activation}-{threads or 'all'}-{_VERSION}"
-    )
+    name = f"{record.model_dim}x{record.hidden_dim}-{record.format}-{record.group}-{activation}-{threads or 'all'}-{_VERSION}"
     path = folder / f"{name}.json"
     profile = _remembered(path)
     if profile is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -13,6 +14,7 @@ import numpy as np
 from jaxinfer.errors import ConfigError, ModelError
 from jaxinfer.models.checkpoint import of_expert, read_pieces
 from jaxinfer.models.manifest import Manifest
+from jaxinfer.offload.records import leaf_shapes, pack
 from pallas_kernels.packed_experts import Record
 
 _LAYOUT = 1  # of the records; another one makes another file
@@ -30,28 +32,22 @@ class ExpertStore:
         self.records: np.ndarray = np.memmap(path, np.uint8, "r", shape=shape)
 
     @classmethod
-    def open(cls, folder: str | Path, manifest: Manifest, format: str, where: str) -> ExpertStore:
+    def open(cls, folder: str | Path, manifest: Manifest, record: Record, where: str) -> ExpertStore:
         """The experts of a converted model, written as records at the first use.
 
         Args:
           folder: the converted model.
-          format: of the records: "float32", "bfloat16", "int8" or "int4".
+          record: see `records.expert_record`.
           where: folder for the records; "auto" is the user's cache folder.
 
         Raises:
           ModelError: the model cannot be read.
-          ConfigError: no room or no right to write the records, or widths that they cannot have.
+          ConfigError: no room or no right to write the records.
         """
         config = manifest.config
         assert config.moe is not None
-        try:
-            record = Record(config.hidden_size, config.moe.width, format)
-        except NotImplementedError as error:
-            raise ConfigError(
-                f"offload.device_memory: this model's experts cannot be offloaded: {error}"
-            ) from None
         layers = tuple(layer for layer, has_experts in enumerate(config.moe_layers) if has_experts)
-        path = _cache(where) / f"{manifest.fingerprint[:16]}-{format}-{_LAYOUT}.experts"
+        path = _cache(where) / f"{manifest.fingerprint[:16]}-{record.format}-{_LAYOUT}.experts"
         nbytes = len(layers) * config.moe.experts * record.nbytes
         try:
             if not path.is_file() or path.stat().st_size != nbytes:
@@ -111,28 +107,27 @@ def _packed(
     """Every record with its place, in the order in which the checkpoint completes them."""
     config = manifest.config
     assert config.moe is not None
-    wide, width, experts = config.hidden_size, config.moe.width, config.moe.experts
+    experts = config.moe.experts
     rows = {layer: row for row, layer in enumerate(layers)}
-    shapes = {"gate_up": (wide, 2, width), "down": (width, wide)}
+    shapes = leaf_shapes(config)
     open_ones: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     missing: dict[tuple[int, int], int] = {}
     done = 0
     for piece, block in read_pieces(folder, manifest, of_expert):
         place = of_expert(piece)
         assert place is not None
-        name = piece.leaf.rpartition(".")[2]
+        name = piece.leaf.partition(f"experts.{place[1]}.")[2]
         if place[0] not in rows or place[1] >= experts or name not in shapes:
             raise ModelError(f"{folder}: does not match its own config: {piece.key}")
-        if place not in open_ones:
-            open_ones[place] = {part: np.empty(shape, block.dtype) for part, shape in shapes.items()}
-            missing[place] = 3 * wide * width
+        leaves = open_ones.setdefault(place, {})
+        if name not in leaves:
+            leaves[name] = np.empty(shapes[name], block.dtype)
         cut = tuple(slice(at, at + n) for at, n in zip(piece.start, block.shape, strict=True))
-        open_ones[place][name][cut] = block
-        missing[place] -= block.size
+        leaves[name][cut] = block
+        missing[place] = missing.get(place, sum(map(math.prod, shapes.values()))) - block.size
         if missing[place] == 0:
-            weights = open_ones.pop(place)
             done += 1
-            yield rows[place[0]] * experts + place[1], record.pack(weights["gate_up"], weights["down"])
+            yield rows[place[0]] * experts + place[1], pack(record, open_ones.pop(place), config.quantization)
     if open_ones or done != len(layers) * experts:
         raise ModelError(
             f"{folder}: does not match its own config: {done} whole experts of {len(layers) * experts}"

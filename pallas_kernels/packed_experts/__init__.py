@@ -4,6 +4,6 @@ A record can be mapped from a file, computed where it lies (`host`), copied to a
 """
 
 from pallas_kernels.packed_experts.api import packed_experts
-from pallas_kernels.packed_experts.layout import Record
+from pallas_kernels.packed_experts.layout import GROUP, Record
 
-__all__ = ["Record", "packed_experts"]
+__all__ = ["GROUP", "Record", "packed_experts"]

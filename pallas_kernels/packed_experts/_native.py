@@ -1,7 +1,7 @@
 """The numba side of packed_experts: the phases and work arrays of expert_mlp, over weights in tiles (`layout`).
 
 Arguments: x, records, an empty array [E, F, 0] that says how many experts there are and how wide, expert_ids,
-expert_weights, activation code, int32 offsets of a record's parts and its bytes. Results: those of expert_mlp.
+expert_weights, activation code, int32 offsets of a record's parts, its bytes and its group. Results: those of expert_mlp.
 """
 
 from numba import types
@@ -37,12 +37,10 @@ from pallas_kernels.expert_mlp._native import (
     order_parts,
     sort_by_expert,
 )
-from pallas_kernels.packed_experts.layout import GROUP, SMALL_TILE, TILE
+from pallas_kernels.packed_experts.layout import SMALL_TILE, TILE
 
-# Rows of weights multiplied at a time; those of one group of integers have one scale.
-DEPTH_BLOCK = GROUP
-# Parts of a record, by the place of their offset.
-GATE, UP, GATE_UP_SCALES, DOWN, DOWN_SCALES, RECORD_BYTES = range(6)
+# Parts of a record, by the place of their offset. Rows of a group are multiplied at a time: integers have one scale for them.
+GATE, UP, GATE_UP_SCALES, DOWN, DOWN_SCALES, RECORD_BYTES, GROUP_ROWS = range(7)
 
 
 def float32_handler(frame):
@@ -202,13 +200,13 @@ def _gate_up_item(tag, frame, item, pack):
         record + _part(frame, UP),
         record + _part(frame, GATE_UP_SCALES),
     )
-    begin_up = up + _before(tag, column, model_dim)
+    begin_up, group = up + _before(tag, column, model_dim), _part(frame, GROUP_ROWS)
     _multiply(
-        tag, c, ldc, a, lda, gate, scales, 2 * hidden_dim, rows, column, end, hidden_dim, model_dim, pack, begin_up
+        tag, c, ldc, a, lda, gate, scales, 2 * hidden_dim, rows, column, end, hidden_dim, model_dim, group, pack, begin_up
     )  # fmt: skip
     c_up, up_scales, after = c + 4 * hidden_dim, scales + 4 * hidden_dim, gate + _before(tag, end, model_dim)
     _multiply(
-        tag, c_up, ldc, a, lda, up, up_scales, 2 * hidden_dim, rows, column, end, hidden_dim, model_dim, pack, after
+        tag, c_up, ldc, a, lda, up, up_scales, 2 * hidden_dim, rows, column, end, hidden_dim, model_dim, group, pack, after
     )  # fmt: skip
     silu = load_i32(argument(frame, 5)) == SILU
     for row in range(rows):
@@ -225,9 +223,9 @@ def _down_item(tag, frame, item, pack):
     a, c = result(frame, 3) + first * lda, result(frame, 4) + first * ldc
     column, end = panel * PANEL, min(model_dim, (panel + 1) * PANEL)
     down, scales = record + _part(frame, DOWN), record + _part(frame, DOWN_SCALES)
-    after = down + _before(tag, end, hidden_dim)
+    after, group = down + _before(tag, end, hidden_dim), _part(frame, GROUP_ROWS)
     _multiply(
-        tag, c, ldc, a, lda, down, scales, model_dim, rows, column, end, model_dim, hidden_dim, pack, after
+        tag, c, ldc, a, lda, down, scales, model_dim, rows, column, end, model_dim, hidden_dim, group, pack, after
     )  # fmt: skip
 
 
@@ -250,7 +248,9 @@ def _before(tag, column, depth):
 
 
 @jit
-def _multiply(tag, c, ldc, a, lda, b, scales, scale_columns, rows, column, end, columns, depth, pack, after):
+def _multiply(
+    tag, c, ldc, a, lda, b, scales, scale_columns, rows, column, end, columns, depth, group, pack, after
+):
     """C[:, column:end] = A @ B[:, column:end] of a B with so many `columns`; `after` is the address that is read next."""
     size, rows_of_line = _line(tag)
     while column < end:
@@ -262,12 +262,12 @@ def _multiply(tag, c, ldc, a, lda, b, scales, scale_columns, rows, column, end, 
             last = begin + size * (within + width) if within + width < tile else after
             if within + width == tile and column + tile < end:
                 last = begin + _before(tag, tile, depth)
-            for k in range(0, depth, DEPTH_BLOCK):
-                n = min(DEPTH_BLOCK, depth - k)
+            for k in range(0, depth, group):
+                n = min(group, depth - k)
                 here = begin + (k // rows_of_line) * line + size * within
                 following = here + (n // rows_of_line) * line if k + n < depth else last
                 at = column + within
-                scales_at = scales + 4 * ((k // DEPTH_BLOCK) * scale_columns + at)
+                scales_at = scales + 4 * ((k // group) * scale_columns + at)
                 weight_tile(
                     tag, size, c + 4 * at, ldc, a + 4 * k, lda, here, line, rows, width, n, k, scales_at, following,
                     pack,

@@ -43,7 +43,7 @@ def packed_experts(
         expert_ids.astype(jnp.int32),
         expert_weights.astype(jnp.float32),
         jnp.int32(ACTIVATION_CODES[activation]),
-        jnp.asarray([*record.offsets, record.nbytes], jnp.int32),
+        jnp.asarray([*record.offsets, record.nbytes, record.group], jnp.int32),
     )
     return out.astype(x.dtype)
 

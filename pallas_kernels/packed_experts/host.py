@@ -33,7 +33,7 @@ class HostExperts:
         self.threads = min(threads or os.cpu_count() or 1, MAX_WORKERS)
         self._constants = (
             np.array(ACTIVATION_CODES[activation], np.int32),
-            np.array([*record.offsets, record.nbytes], np.int32),
+            np.array([*record.offsets, record.nbytes, record.group], np.int32),
         )
         self._code = _code(record.format)
         self._helpers = ThreadPoolExecutor(max(self.threads - 1, 1), thread_name_prefix="experts")

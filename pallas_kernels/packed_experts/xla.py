@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.expert_mlp.xla import ACTIVATIONS, grouped_matmul_by
-from pallas_kernels.packed_experts.layout import GROUP, SMALL_TILE, TILE, Record
+from pallas_kernels.packed_experts.layout import SMALL_TILE, TILE, Record
 
 
 def packed_experts(
@@ -66,7 +66,7 @@ def unpack(stored: jax.Array, record: Record, part: str) -> jax.Array:
     factors = lax.bitcast_convert_type(stored[first:end].reshape(-1, 4), jnp.float32)
     factors = factors.reshape(-1, width_of_scales)
     factors = factors[:, columns:] if part == "up" else factors[:, :columns]
-    return weights * jnp.repeat(factors, GROUP, axis=0)[:rows]
+    return weights * jnp.repeat(factors, record.group, axis=0)[:rows]
 
 
 def _lines(stored: jax.Array, bits: int) -> jax.Array:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from convert.cli import main as convert_command
 from convert.convert import convert
 from jaxinfer import LLM, SamplingParams, load_config
 from jaxinfer.batch.cli import main
@@ -88,6 +89,36 @@ def test_all_features_at_once(request, tmp_path, name, policy):
         assert (metrics["expert_hits"] == metrics["expert_visits"]) == (slots == count)
         llm.engine.offload.close()
     assert out[0] == out[1] and all(len(ids) == 24 for ids in out[0])
+
+
+@pytest.fixture(scope="module")
+def low_bit(shared_data, tmp_path_factory):
+    """A checkpoint of the converter, 4-bit weights by GPTQ."""
+    folder = tmp_path_factory.mktemp("converted") / "w4a16"
+    text = folder.parent / "text"
+    text.write_text(shared_data("text/tinystories_197k.txt").read_text()[:20_000])
+    chosen = ["--set", "quantization.samples=4", "--set", "quantization.length=128"]
+    source = shared_data("checkpoints/babyllama105-moe")
+    assert (
+        convert_command([str(source), str(folder), "--quant", "w4a16", "--calibration", str(text), *chosen])
+        == 0
+    )
+    return folder
+
+
+def test_experts_of_a_quantized_checkpoint(low_bit, tmp_path):
+    """All on the device as the checkpoint has them, and as records: the same codes and scales, the same answers."""
+    draw = np.random.default_rng(4)
+    prompts = [draw.integers(3, 105, draw.integers(1, 90)).tolist() for _ in range(8)]
+    settings = load_config(None, ["engine.layers=scan", "cache.pages=120", f"offload.folder={tmp_path}"])
+    out = []
+    for slots in (None, 40, 10):
+        config = read_manifest(low_bit).config
+        llm = LLM(low_bit, config=settings if slots is None else with_slots(config, settings, slots))
+        assert llm.engine.memory.expert_slots == slots
+        answers = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
+        out.append([tuple(answer.token_ids) for answer in answers])
+    assert out[0] == out[1] == out[2]
 
 
 def test_the_batch_command_with_experts_on_the_host(tmp_path):

@@ -10,9 +10,10 @@ from hypothesis.extra import numpy as arrays
 
 from jaxinfer.errors import ConfigError
 from jaxinfer.models.config import ModelConfig, MoEConfig, RopeConfig
-from jaxinfer.offload.budget import expert_bytes, expert_slots, moe_layers, paper_slots, shared_bytes
+from jaxinfer.offload.budget import expert_slots, moe_layers, paper_slots, shared_bytes
 from jaxinfer.offload.placement import PLACEMENTS, by_layer, by_popularity, hit_rate, read_popularity
 from jaxinfer.offload.residents import Residents
+from pallas_kernels.packed_experts import Record
 
 MIB = 2**20
 PUBLISHED = ("model", "mixtral_8x7b_original")
@@ -37,15 +38,15 @@ def test_the_papers_rule_gives_the_papers_counts(mib, slots):
 
 
 def test_shapes_of_mixtral():
-    assert expert_bytes(MIXTRAL, "bfloat16") == 336 * MIB
+    assert Record(4096, 14336, "bfloat16").nbytes == 336 * MIB
     assert shared_bytes(MIXTRAL, "bfloat16") == 2 * (46_702_792_704 - 256 * 3 * 4096 * 14336)
     assert moe_layers(MIXTRAL) == 32
-    assert expert_bytes(MIXTRAL, "bfloat16") / expert_bytes(MIXTRAL, "int4") > 3.7
+    assert Record(4096, 14336, "bfloat16").nbytes / Record(4096, 14336, "int4").nbytes > 3.7
 
 
 def test_slots_are_whole_experts_and_no_more_than_there_are():
-    one = expert_bytes(MIXTRAL, "int8")
-    assert [expert_slots(MIXTRAL, "int8", n) for n in (-1, one - 1, one, 3 * one - 1, 10**13)] == [
+    one = Record(4096, 14336, "int8").nbytes
+    assert [expert_slots(MIXTRAL, one, n) for n in (-1, one - 1, one, 3 * one - 1, 10**13)] == [
         0, 0, 1, 2, 256,
     ]  # fmt: skip
 

@@ -11,11 +11,12 @@ from jaxinfer import LLM, load_config
 from jaxinfer.config import OffloadSettings
 from jaxinfer.errors import ConfigError
 from jaxinfer.offload import measure
-from jaxinfer.offload.budget import ExpertBudget, expert_bytes, paper_slots
+from jaxinfer.offload.budget import ExpertBudget, paper_slots
 from jaxinfer.offload.host_experts import LayerExperts
 from jaxinfer.offload.offload import Offload
 from jaxinfer.offload.pool import link
 from jaxinfer.quant.form import quantization
+from pallas_kernels.packed_experts import Record
 
 from .engines import MOE, model, store
 from .test_placement import MIB, MIXTRAL
@@ -56,10 +57,23 @@ def test_a_model_without_experts():
         budget("24GiB", dense)
 
 
-def test_a_quantized_model():
-    low = dataclasses.replace(MIXTRAL, quantization=quantization("atom-w4a8", MIXTRAL))
-    with pytest.raises(ConfigError, match=r"quantized \(atom-w4a8\).*offload\.experts"):
+@pytest.mark.parametrize("mode", ["atom-w4a4", "atom-w4a8", "w8a8"])
+def test_quantized_models_whose_experts_are_more_than_4_bit_weights(mode):
+    low = dataclasses.replace(MIXTRAL, quantization=quantization(mode, MIXTRAL))
+    with pytest.raises(ConfigError, match=rf"quantized \({mode}\).*--quant w4a16.*offload\.experts"):
         budget("24GiB", low)
+
+
+def test_a_model_of_4_bit_weights():
+    low = dataclasses.replace(MIXTRAL, quantization=quantization("w4a16", MIXTRAL))
+    plan = budget("24GiB", low)
+    assert plan.expert == Record(4096, 14336, "int4").nbytes
+    assert plan.shared < 0.5 * budget("24GiB").shared  # but for the vocabulary, these are packed too
+    with pytest.raises(ConfigError, match=r"'int8'.*quantized already \(w4a16\).*\"stored\""):
+        budget("24GiB", low, experts="int8")
+    odd = dataclasses.replace(low, quantization=quantization("w4a16", MIXTRAL, group=112))
+    with pytest.raises(ConfigError, match=r"cannot be offloaded: groups of 112"):
+        budget("24GiB", odd)
 
 
 def test_widths_that_records_cannot_have():
@@ -141,7 +155,3 @@ def test_a_profile_of_another_machine_is_measured_again_and_said_once(
         caplog.messages
     ) == 1
     assert again.machine == first.machine == measure.this_machine()
-
-
-def test_expert_bytes_are_the_records():
-    assert expert_bytes(MOE, "float32") == 3 * 32 * 48 * 4

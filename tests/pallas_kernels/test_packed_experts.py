@@ -18,9 +18,9 @@ ACTIVATIONS = {
 }
 
 
-def make(tokens, model_dim, hidden_dim, experts, top_k, format, seed=0, skip=0.2):
+def make(tokens, model_dim, hidden_dim, experts, top_k, format, seed=0, skip=0.2, group=GROUP):
     rng = np.random.default_rng(seed)
-    record = Record(model_dim, hidden_dim, format)
+    record = Record(model_dim, hidden_dim, format, group)
     gate_up = rng.standard_normal((experts, model_dim, 2, hidden_dim), np.float32) * model_dim**-0.5
     down = rng.standard_normal((experts, hidden_dim, model_dim), np.float32) * hidden_dim**-0.5
     records = np.stack([record.pack(*weights) for weights in zip(gate_up, down, strict=True)])
@@ -42,7 +42,7 @@ def run(record, records, x, ids, weights, implementation, activation="silu"):
     )
 
 
-def rounded(matrix, format):
+def rounded(matrix, format, group):
     """What is left of a float32 matrix [K, N] in a format, by the words of `layout`."""
     if format == "float32":
         return matrix
@@ -50,19 +50,19 @@ def rounded(matrix, format):
         return matrix.astype(ml_dtypes.bfloat16).astype(np.float32)
     largest = {"int8": 127, "int4": 7}[format]
     out = np.empty_like(matrix)
-    for first in range(0, len(matrix), GROUP):
-        block = matrix[first : first + GROUP]
+    for first in range(0, len(matrix), group):
+        block = matrix[first : first + group]
         scale = np.abs(block).max(axis=0) / np.float32(largest)
-        out[first : first + GROUP] = np.rint(block / np.where(scale > 0, scale, 1)) * scale
+        out[first : first + group] = np.rint(block / np.where(scale > 0, scale, 1)) * scale
     return out
 
 
-def oracle(x, ids, weights, gate_up, down, format, activation="silu"):
+def oracle(x, ids, weights, gate_up, down, format, activation="silu", group=GROUP):
     out = np.zeros(x.shape)
     for t, k in np.ndindex(*ids.shape):
         if (e := ids[t, k]) >= 0:
             gate, up, last = (
-                rounded(part, format).astype(np.float64)
+                rounded(part, format, group).astype(np.float64)
                 for part in (gate_up[e][:, 0], gate_up[e][:, 1], down[e])
             )
             out[t] += weights[t, k] * ((ACTIVATIONS[activation](x[t] @ gate) * (x[t] @ up)) @ last)
@@ -103,14 +103,23 @@ def test_float32_records_equal_expert_mlp_in_every_bit():
     st.integers(1, 12).map(lambda n: 16 * n),
     st.integers(1, 20),
     st.sampled_from(FORMATS),
+    st.sampled_from([16, 32, 64, GROUP]),
     st.integers(0, 2**31),
 )
 @settings(max_examples=25, deadline=None)
-def test_any_shape(model_dim, hidden_dim, tokens, format, seed):
-    record, records, x, ids, weights, gate_up, down = make(tokens, model_dim, hidden_dim, 3, 2, format, seed)
+def test_any_shape(model_dim, hidden_dim, tokens, format, group, seed):
+    shape = (tokens, model_dim, hidden_dim, 3, 2)
+    record, records, x, ids, weights, gate_up, down = make(*shape, format, seed, group=group)
     assert records.shape == (3, record.nbytes)
     got = run(record, records, x, ids, weights, "host")
-    np.testing.assert_allclose(got, oracle(x, ids, weights, gate_up, down, format), rtol=3e-5, atol=3e-5)
+    want = oracle(x, ids, weights, gate_up, down, format, group=group)
+    np.testing.assert_allclose(got, want, rtol=3e-5, atol=3e-5)
+    if record.scaled:
+        parts = (gate_up[0][:, 0], gate_up[0][:, 1], down[0])
+        codes = (quantize(part, 7 if format == "int4" else 127, group) for part in parts)
+        np.testing.assert_array_equal(record.pack_codes(*codes), records[0])
+    got = run(record, records, x, ids, weights, "xla")
+    np.testing.assert_allclose(got, want, rtol=3e-5, atol=3e-5)
 
 
 def test_nothing_to_do():
@@ -131,7 +140,9 @@ def test_quantized_weights_are_at_most_half_a_step_away(rows, columns, largest, 
     assert (np.abs(integers * steps - weights) <= steps * 0.5001).all()
 
 
-@pytest.mark.parametrize("wrong", [(24, 32, "int4"), (32, 40, "float32"), (32, 32, "fp8")])
+@pytest.mark.parametrize(
+    "wrong", [(24, 32, "int4"), (32, 40, "float32"), (32, 32, "fp8"), (32, 32, "int4", 48)]
+)
 def test_what_a_record_cannot_hold(wrong):
     with pytest.raises(NotImplementedError):
         Record(*wrong)
