@@ -78,9 +78,9 @@ class CallbackExperts:
             pool = fill(cache.slots, records, moves, moved)
             partial = jax.lax.cond(
                 later > 0,
-                lambda done: jax.pure_callback(self._collect, answer[-1], done, vmap_method="sequential"),
-                lambda done: partial,
-                total[0, 0],
+                lambda *done: jax.pure_callback(self._collect, answer[-1], *done, vmap_method="sequential"),
+                lambda *done: partial,
+                *(total[0, 0], pool[0, 0]),  # both are there before the device waits for the host
             )
             return (total + partial).astype(x.dtype), cache._replace(slots=pool)
 
@@ -101,7 +101,8 @@ class CallbackExperts:
         counts = np.array([len(answer.stream), len(answer.moves), answer.later], np.int32)
         return answer.slots, stream, moves, counts, self._zeros if answer.later else self._collect()
 
-    def _collect(self, done=None):
+    def _collect(self, *done):
+        del done
         try:
             return self._exchange.collect(self._zeros.shape)
         except ExpertError as error:

@@ -30,14 +30,18 @@ class Costs:
 
     Attributes:
       link: seconds that its weights take to the device.
-      ask: seconds of a question to the host beside its work. Infinite where host and device are the same cores: then
-        nothing is won by having both work at the same time.
+      ask: seconds of a question to the host beside its work; infinite where host and device are the same cores.
     """
 
     host: Engine
     device: Engine
     link: float
     ask: float = float("inf")
+
+    @property
+    def apart(self) -> bool:
+        """Whether host and device are different cores, so that both can work at the same time."""
+        return bool(np.isfinite(self.ask))
 
     @property
     def break_even(self) -> float:

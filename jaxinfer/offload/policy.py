@@ -35,12 +35,16 @@ def balanced(load: Load, costs: Costs) -> Split:
 
     A transfer takes as long for every expert, so the one with most tokens takes most off the host; and the device gets
     longest work first, which is the best order where transfers are equal (Johnson's rule). A handful of experts does
-    not divide evenly, and the device may hold the streamed ones up: there the best of all subsets is found.
+    not divide evenly, and the device may hold the streamed ones up: there the best of all subsets is found. Where the
+    host's cores are the device's, each expert goes where it takes less of them.
     """
     missing = load.missing
     if not missing.size:
         return Split()
     tokens = load.tokens[missing]
+    if not costs.apart:
+        quicker = costs.link + costs.device.seconds(tokens) < costs.host.seconds(tokens)
+        return _split(missing, np.flatnonzero(quicker).tolist())
     resident = float(costs.device.seconds(load.tokens[load.resident]).sum())
     choices = [_split(missing, range(_best_prefix(tokens, resident, costs))), fiddler(load, costs)]
     best, split = min(((seconds(load, split, costs), split) for split in choices), key=lambda pair: pair[0])

@@ -1,4 +1,4 @@
-"""Simulates one layer: host, link and device work at the same time."""
+"""Simulates one layer: host, link and device work at the same time, unless host and device are the same cores."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def seconds(load: Load, split: Split, costs: Costs) -> float:
     The host computes its experts one after the other. The link carries one expert after the other. The device
     computes the resident ones first, then each streamed one as soon as it is there.
     """
+    if not costs.apart:
+        return serial_seconds(load, split, costs)
     return max(host_seconds(load, split, costs), device_seconds(load, split, costs))
 
 
@@ -69,7 +71,7 @@ def worth_ahead(load: Load, split: Split, following: Load, costs: Costs) -> int:
     many, those with most tokens first, that this layer is delayed by less than what they spare the host in the next one,
     which counts for half, as it is a guess. None where host and device are the same cores.
     """
-    if np.isinf(costs.ask):
+    if not costs.apart:
         return 0
     slack = host_seconds(load, split, costs) - device_seconds(load, split, costs)
     spared = np.cumsum(costs.host.seconds(following.tokens[following.missing]))

@@ -11,7 +11,7 @@ from jaxinfer.offload.latency import Costs, Engine
 from jaxinfer.offload.timeline import Load, Split, device_seconds, seconds, serial_seconds, worth_ahead
 
 # The constants of the authors' released code: host 7 a token, a missing expert 70 on the device.
-RELEASED = Costs(host=Engine(7.0, 7.0), device=Engine(0.0, 0.0), link=70.0)
+RELEASED = Costs(host=Engine(7.0, 7.0), device=Engine(0.0, 0.0), link=70.0, ask=0.0)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,7 @@ def _random(rng, experts):
         host=Engine(flat, flat * 10.0 ** rng.uniform(-2.5, 0)),
         device=Engine(device_flat, device_flat * 10.0 ** rng.uniform(-4, -0.5)),
         link=10.0 ** rng.uniform(-3, -1),
+        ask=float(rng.choice([0.0, np.inf])),
     )
     return Load(tokens, rng.random(experts) < rng.random()), costs
 
@@ -63,7 +64,7 @@ def test_balanced_is_never_slower_than_fiddler():
         ours, theirs = policy.balanced(load, costs), policy.fiddler(load, costs)
         assert sorted(ours.host + ours.stream) == sorted(load.missing)
         assert (
-            seconds(load, ours, costs)
+            seconds(load, ours, costs) * (1 - 1e-12)
             <= seconds(load, theirs, costs)
             <= serial_seconds(load, theirs, costs) * (1 + 1e-12)
         )
@@ -91,8 +92,10 @@ def test_what_is_brought_ahead_never_costs_more_than_it_can_spare():
         load, costs = _random(rng, 8)
         following, _ = _random(rng, 8)
         split = policy.balanced(load, costs)
-        assert worth_ahead(load, split, following, costs) == 0  # the same cores
-        costs = replace(costs, ask=0.0)
+        if not costs.apart:
+            assert worth_ahead(load, split, following, costs) == 0
+            costs = replace(costs, ask=0.0)
+            split = policy.balanced(load, costs)
         count = worth_ahead(load, split, following, costs)
         spared = costs.host.seconds(following.tokens[following.missing[:count]]).sum()
         now = max(seconds(load, split, costs), device_seconds(load, split, costs) + count * costs.link)
