@@ -71,9 +71,6 @@ def test_a_model_of_4_bit_weights():
     assert plan.shared < 0.5 * budget("24GiB").shared  # but for the vocabulary, these are packed too
     with pytest.raises(ConfigError, match=r"'int8'.*quantized already \(w4a16\).*\"stored\""):
         budget("24GiB", low, experts="int8")
-    odd = dataclasses.replace(low, quantization=quantization("w4a16", MIXTRAL, group=112))
-    with pytest.raises(ConfigError, match=r"cannot be offloaded: groups of 112"):
-        budget("24GiB", odd)
 
 
 def test_widths_that_records_cannot_have():
