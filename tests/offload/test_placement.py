@@ -67,7 +67,7 @@ counts_of_layers = arrays.arrays(
 
 
 @given(counts_of_layers, st.integers(0, 60))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_every_placement_uses_the_slots(counts, slots):
     for name, place in PLACEMENTS.items():
         resident = place(counts, slots)
@@ -111,7 +111,7 @@ def test_every_text_weighs_the_same(tmp_path):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 14), st.integers(1, 3))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_residents_follow_the_workload(seed, slots, landing):
     rng = np.random.default_rng(seed)
     residents = Residents(by_popularity(rng.random((3, 6)), slots), landing)
