@@ -145,3 +145,42 @@ def test_grade_school_math_and_multi_turn_prompts(tmp_path, model, shared_data):
             ("stop", True),
         )
     assert status == (1 if any(length + 24 > CONTEXT for length in lengths.values()) else 0)
+
+
+def test_rows_of_beam_search_beside_others_and_after_a_resume(model, tmp_path):
+    prompts = ["Once upon a time", "The cat", "Tom and Sue went to the park.", "Ben liked"]
+    asked = [
+        {"beam_width": 4, "n": 2, "length_penalty": 0.5},
+        {},
+        {"use_beam_search": True, "best_of": 3, "early_stopping": True, "logprobs": 2},
+        {"use_beam_search": True, "n": 2},
+    ]
+    lines = [
+        row(f"r{i}", prompt=p, max_tokens=12, **fields)
+        for i, (p, fields) in enumerate(zip(prompts, asked, strict=True))
+    ]
+    lines.append(row("wide", prompt="x", beam_width=9, max_tokens=4))
+    settings = ["engine.max_seqs=8", "engine.max_tokens_per_step=16"]
+    options = ["--model", str(model), *(word for each in settings for word in ("--set", each))]
+    status, rows = run(tmp_path, lines, *options)
+    assert status == 1
+    found = {each["custom_id"]: each for each in rows}
+    assert "at most engine.max_seqs" in found.pop("wide")["error"]["message"]
+    llm = LLM(model, config=load_config(None, settings))
+    sampling = [
+        SamplingParams(temperature=0, max_tokens=12, beam_width=4, n=2, length_penalty=0.5),
+        SamplingParams(temperature=0, max_tokens=12),
+        SamplingParams(temperature=0, max_tokens=12, beam_width=3, early_stopping=True, logprobs=2),
+        SamplingParams(temperature=0, max_tokens=12, beam_width=2, n=2),
+    ]
+    for index, out in enumerate(llm.generate(prompts, sampling)):
+        body = found[f"r{index}"]["response"]["body"]
+        assert [choice["text"] for choice in body["choices"]] == [choice.text for choice in out.choices]
+        assert body["usage"]["completion_tokens"] == out.usage.completion_tokens
+    body = found["r2"]["response"]["body"]
+    assert len(body["choices"][0]["logprobs"]["tokens"]) == body["usage"]["completion_tokens"]
+    out = tmp_path / "out.jsonl"
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:2]))
+    _, again = run(tmp_path, lines, *options)
+    choices = {each["custom_id"]: each["response"]["body"]["choices"] for each in again if each["response"]}
+    assert choices == {name: each["response"]["body"]["choices"] for name, each in found.items()}

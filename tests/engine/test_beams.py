@@ -23,7 +23,7 @@ from helpers import (
 from jaxinfer.core import Request
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.step import copy_pages
-from jaxinfer.kvcache.pool import make_pool
+from jaxinfer.kvcache.pool import make_pool, page_bytes
 from jaxinfer.models import unstack
 
 RULES = (
@@ -241,7 +241,13 @@ def test_a_page_is_copied_with_its_bounds_and_nothing_else_changes(dtype, bounds
     draw = np.random.default_rng(5)
     pool = jax.tree.map(lambda leaf: jnp.asarray(draw.integers(0, 99, leaf.shape), leaf.dtype), pool)
     before = [np.array(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(pool)]
-    after = jax.tree.leaves(copy_pages(pool, np.array([[3, 5, 3, pages], [5, 7, 8, pages]], np.int32)))
+    pairs = np.array([[3, 5, 3, pages], [5, 7, 8, pages]], np.int32)
+    memory = copy_pages.lower(pool, pairs).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(pool))  # in place
+    assert memory.temp_size_in_bytes < 5 * page_bytes(
+        variant(layers=3), 8, dtype, bounds
+    )  # and through four pages
+    after = jax.tree.leaves(copy_pages(pool, pairs))
     for old, new in zip(before, after, strict=True):
         expected = old.copy()
         expected[:, [5, 7, 8]] = old[:, [3, 5, 3]]  # all are read before one is written
