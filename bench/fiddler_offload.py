@@ -76,7 +76,7 @@ class Model:
     experts: str = "stored"
 
 
-def _mixtral(name: str, part: int, layers: int, vocabulary: int) -> ModelConfig:
+def _mixtral(part: int, layers: int, vocabulary: int) -> ModelConfig:
     """Mixtral-8x7B, its widths divided by `part`."""
     return ModelConfig(
         family="mixtral",
@@ -96,11 +96,11 @@ def _mixtral(name: str, part: int, layers: int, vocabulary: int) -> ModelConfig:
 
 BATCHES = tuple(Case(batch, 32) for batch in (1, 4, 16, 64))
 CPU_MODELS = {
+    "mixtral-quarter": Model((*BATCHES, Case(1, 512)), config=_mixtral(4, 4, 4096)),
     "embedded": Model((*BATCHES, Case(1, 512), Case(1, 8000)), EMBEDDED_MODEL),
     "babyllama105-moe": Model((*BATCHES, Case(1, 192)), SHARED / "checkpoints" / "babyllama105-moe"),
-    "mixtral-quarter": Model((*BATCHES, Case(1, 512)), config=_mixtral("mixtral-quarter", 4, 4, 4096)),
 }
-_BIG = _mixtral("mixtral-8x7b", 1, 32, 32000)
+_BIG = _mixtral(1, 32, 32000)
 _LONG = (Case(1, 512), Case(1, 2048), Case(1, 8192))
 GPU_MODELS = {
     "mixtral-8x7b-int4": Model((*BATCHES, *_LONG), config=_BIG, memory="24GiB", experts="int4"),

@@ -153,7 +153,8 @@ class Exchange:
 
     def _foresee(self, row: int, x: np.ndarray, load: Load, split: Split) -> list[int]:
         """Experts that the next layer will ask for and that are worth bringing now."""
-        if self._foresight is None or row + 1 == len(self._store.layers):
+        apart, last = self._costs.apart, row + 1 == len(self._store.layers)
+        if self._foresight is None or last or not apart:  # the same cores gain nothing by doing it earlier
             return []
         following = Load(self._foresight.tokens(row, x), self._residents.of_layer(row + 1))
         count = min(worth_ahead(load, split, following, self._costs), len(self._residents.landing))

@@ -69,10 +69,8 @@ def device_seconds(load: Load, split: Split, costs: Costs) -> float:
 def worth_ahead(load: Load, split: Split, following: Load, costs: Costs) -> int:
     """How many experts that the following layer is thought to miss to bring while the host computes for this one: so
     many, those with most tokens first, that this layer is delayed by less than what they spare the host in the next one,
-    which counts for half, as it is a guess. None where host and device are the same cores.
+    which counts for half, as it is a guess.
     """
-    if not costs.apart:
-        return 0
     slack = host_seconds(load, split, costs) - device_seconds(load, split, costs)
     spared = np.cumsum(costs.host.seconds(following.tokens[following.missing]))
     delays = costs.link * np.arange(1, len(spared) + 1) - slack
