@@ -90,11 +90,16 @@ class BlendScanner:
         self.open = np.zeros(groups)  # requests not finished
         self.open_prompt = np.zeros(groups)
         compute = float(shared)
-        reads = 0.0
+        reads = steps = light_reads = light_steps = 0.0
         for request in self.order:
             mine, length = self.group[request], self.length[request]
             compute += self.alone[request] + length
-            reads += self.prompt[request] * length + square[request] / 2
+            mine_reads = self.prompt[request] * length + square[request] / 2
+            reads += mine_reads
+            steps += length
+            if self.density[request] >= self.root:
+                light_reads += mine_reads
+                light_steps += length
             if mine >= 0:
                 self.open[mine] += 1
                 self.open_prompt[mine] += self.prompt[request]
@@ -102,6 +107,10 @@ class BlendScanner:
                 self.sum_square[mine] = weight[mine] * square[request]
         self.left_tokens = compute
         self.left_reads = reads
+        # What the compute-heavy requests take of the pool and of the places, on average over the batch: the paper's formula
+        # for the shares, with the densities of whole sides instead of those under the cursors.
+        self.light_part = light_reads / max(reads, 1.0)
+        self.light_rows = light_steps / max(steps, 1.0)
 
     def go_on(self, before, running):
         """Take over from a scanner of an earlier plan; `running` are requests that it has handed out and that are not finished."""
@@ -153,26 +162,12 @@ class BlendScanner:
         """Whether the pool holds a memory-heavy request beside the others when all have grown, and the other side's share."""
         if self.clock - self.looked < _PATIENCE:
             return False
-        part, rows = self.light_share()
-        spared = max(self.light_held, part * self.capacity)
-        full = self.heavies + 1 > (1 - rows) * self.slots
+        spared = max(self.light_held, self.light_part * self.capacity)
+        full = self.heavies + 1 > (1 - self.light_rows) * self.slots
         if self.heavies and (full or self.peak(request) + spared > self.capacity):
             self.looked = self.clock
             return False
         return True
-
-    def light_share(self):
-        """Of the pool, by the paper's formula, for what the left cursor is at; and of the places among the running."""
-        if self.left > self.right:
-            return 0.0, 0.0
-        light, heavy = self.order[self.left], self.order[self.right]
-        high, low = min(self.density[light], 1e6), self.density[heavy]
-        if high <= low:
-            return 0.0, 0.0
-        part = min(max((self.root - low) / (high - low), 0.0), 0.5)
-        rows = part / max(self.prompt[light] + self.expected(light) / 2, 1.0)
-        others = (1 - part) / max(self.prompt[heavy] + self.expected(heavy) / 2, 1.0)
-        return part, rows / (rows + others)
 
     def heavy_now(self):
         held = 0.0

@@ -143,7 +143,8 @@ class PaperScanner:
 
     def prefill(self, decoding, keys):
         total = decoding + max(int(self.chunk), 1)
-        return max(min(-(-total // self.quantum) * self.quantum, self.max_tokens) - decoding, 0)
+        whole = max(int(total / self.quantum + 0.5), 1) * self.quantum
+        return max(min(whole, self.max_tokens) - decoding, 0)
 
     def start(self, request, side):
         self.side[request] = side
