@@ -24,7 +24,7 @@ from jaxinfer.quant.form import quantization
 MODES = ("none", "w8a8", "atom-w4a8", "atom-w4a4")
 CACHES = {"none": "auto", "w8a8": "int8", "atom-w4a8": "int4", "atom-w4a4": "int4"}  # at one budget
 PROMPT, REPEATS = 16, 5
-REQUESTS = 32  # at one budget
+REQUESTS = 16  # at one budget
 
 
 def run(*, quick: bool, options: list[str]) -> Result:
