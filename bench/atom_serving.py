@@ -76,7 +76,7 @@ def _within(config: ModelConfig, modes: list[str], budget: int, tokens: int) -> 
     for mode in modes:
         left = budget * 2**20 - weight_bytes(_quantized(config, mode), config.dtype)
         if left > 0:
-            cache = [f"cache.memory={left}B", f"cache.dtype={CACHES[mode]}"]
+            cache = [f"cache.memory={left}", f"cache.dtype={CACHES[mode]}"]
             engines[mode] = _engine(config, mode, [f"engine.max_seqs={REQUESTS}", *cache])
     middle = _medians(engines, REQUESTS, tokens)
     return [
