@@ -67,8 +67,14 @@ def lane_sum(builder, value):
     return builder.extract_element(value, ir.Constant(I32, 0))
 
 
+def variables(builder, count, kind):
+    """Only what is allocated at a function's entry becomes registers."""
+    with builder.goto_entry_block():
+        return [builder.alloca(kind) for _ in range(count)]
+
+
 def sums(builder, rows, lanes, element, zero):
-    places = [builder.alloca(vector_type(lanes, element)) for _ in range(rows)]
+    places = variables(builder, rows, vector_type(lanes, element))
     for place in places:
         builder.store(ir.Constant(vector_type(lanes, element), [zero] * lanes), place)
     return places
@@ -80,7 +86,7 @@ def _low_tile(builder, word, *, rows, size, two_level):
     floats, integers = vector_type(lanes), vector_type(lanes, I32)
     with loop(builder, word["outputs"], 1) as n:
         totals = sums(builder, rows, lanes, F32, 0.0)
-        parts = [builder.alloca(integers) for _ in range(rows)]
+        parts = variables(builder, rows, integers)
         weights = builder.add(word["w"], builder.mul(n, word["w_row"]))
         scale_row = builder.mul(builder.ashr(n, word["shift"]), word["scale_row"])
         with loop(builder, word["groups"], 1) as g:
@@ -136,7 +142,7 @@ def _high_tile(builder, word, *, rows, size):
     lanes = size // 4
     integers = vector_type(lanes, I32)
     with loop(builder, word["outputs"], 1) as n:
-        parts = [builder.alloca(integers) for _ in range(rows)]
+        parts = variables(builder, rows, integers)
         for r in range(rows):
             at = address_of(builder, word["start"], (word["start_row"], r))
             builder.store(builder.load(builder.bitcast(at, integers.as_pointer()), align=4), parts[r])

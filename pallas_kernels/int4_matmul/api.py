@@ -21,7 +21,7 @@ def int4_matmul(
     w: N rows. With 16-bit activations the low part is a float matmul over unpacked blocks
     group_sizes: int32 [E] for weights with an axis E in front: the first group_sizes[0] rows of x meet the first
         matrix, the next the second; rows after the last group give zeros
-    returns float32 [M, N]. With integer activations a row's result does not depend on the other rows, not in one bit (on
+    returns float32 [M, N]. With integer activations, and on a CPU without 16-bit outlier channels, a row's result does not depend on the other rows, not in one bit (on
         Hopper: among up to 64 rows and without groups; see there)
     """
     implementations = {"mosaic_gpu": _mosaic_gpu, "cpu": _cpu, "xla": xla.int4_matmul}

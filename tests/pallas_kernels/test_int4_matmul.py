@@ -136,9 +136,9 @@ def test_one_group_of_all_channels():
     check(LowBitShape(3, 400, 24, 0, 16), "w4a4", None)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "w4a16"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_row_does_not_feel_the_others(mode):
-    x, w, _, _ = draw(LowBitShape(33, 640, 96, 128, 128), mode)
+    x, w, _, _ = draw(LowBitShape(33, 640, 96, 128, 0 if mode == "w4a16" else 128), mode)
     together = np.asarray(int4_matmul(x, w))
     for rows in (slice(0, 1), slice(4, 9), slice(13, 33)):
         few = jax.tree.map(lambda a, rows=rows: a[rows], x)
