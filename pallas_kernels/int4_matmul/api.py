@@ -21,8 +21,8 @@ def int4_matmul(
     w: N rows. With 16-bit activations the low part is a float matmul over unpacked blocks
     group_sizes: int32 [E] for weights with an axis E in front: the first group_sizes[0] rows of x meet the first
         matrix, the next the second; rows after the last group give zeros
-    returns float32 [M, N]. With integer activations, and on a CPU without 16-bit outlier channels, a row's result does not depend on the other rows, not in one bit (on
-        Hopper: among up to 64 rows and without groups; see there)
+    returns float32 [M, N]. With integer activations, and on a CPU with float ones where nothing is in the high part, a row's
+        result does not depend on the other rows, not in one bit (on Hopper: among up to 64 rows and without groups)
     """
     implementations = {"mosaic_gpu": _mosaic_gpu, "cpu": _cpu, "xla": xla.int4_matmul}
     return dispatch("int4_matmul", implementations, implementation, x, w, group_sizes)
