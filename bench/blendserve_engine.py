@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 
 from bench import workloads
-from bench.engine import make_engine
+from bench.pocket.items import held_out_stories
 from bench.result import ROOT, Result, device_name
 from jaxinfer.batch.svg import Axis, lines
 from jaxinfer.config import load_config
 from jaxinfer.core import Request
+from jaxinfer.engine.apart import Apart
 from jaxinfer.engine.blend import Blend
 from jaxinfer.engine.engine import Engine
+from jaxinfer.llm import LLM
 from jaxinfer.schedule.workload import POLICIES, Sharing, Workload
 
 SETTINGS = (
+    "model.dtype=float32",  # answers are compared token by token
     "engine.max_seqs=16",
     "engine.max_tokens_per_step=128",
     "cache.pages=512",
@@ -41,15 +44,16 @@ def run(*, quick: bool, options: list[str]) -> Result:
     policies = known.policy or ["fcfs", "dfs", "blend"]
     settings = load_config(None, [*SETTINGS, *known.set])
     result = Result("blendserve-engine", dataclasses.asdict(settings) | {"quick": quick, "rows": known.rows})
-    config = dataclasses.replace(
-        workloads.LLAMA_110M, layers=2 if quick else 4, vocab_size=4096, windows=(), moe_layers=()
-    )
-    jobs = workloads.mixed(known.rows, vocabulary=config.vocab_size)
-    requests = workloads.requests(jobs)
-    engines = {
-        policy: make_engine(config, load_config(None, [*SETTINGS, *known.set, f"schedule.policy={policy}"]))
+    models = {
+        policy: LLM(config=load_config(None, [*SETTINGS, *known.set, f"schedule.policy={policy}"]))
         for policy in policies
     }
+    engines = {policy: model.engine for policy, model in models.items()}
+    tokenizer = models[policies[0]].tokenizer
+    assert tokenizer is not None, "the embedded model has a tokenizer"
+    text = [token for story in held_out_stories(40) for token in tokenizer.encode(story)]
+    jobs = workloads.mixed(known.rows, text=text)
+    requests = workloads.requests(jobs)
     answers = {
         policy: serve(engine, requests, policy)[1] for policy, engine in engines.items()
     }  # and compile
@@ -112,7 +116,9 @@ def serve(engine: Engine, requests: list[Request], policy: str) -> tuple[dict[st
     return figures, answers
 
 
-def _requests(engine: Engine, requests: list[Request], policy: str) -> tuple[Blend | None, Iterator[Request]]:
+def _requests(
+    engine: Engine, requests: list[Request], policy: str
+) -> tuple[Blend | Apart | None, Iterator[Request]]:
     lengths = np.array([len(request.prompt_ids) for request in requests])
     limits = np.array([request.sampling.max_tokens for request in requests], np.int64)
     workload = Workload(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +20,22 @@ class Job:
     answer: int
 
 
-def mixed(count: int = 64, *, vocabulary: int, seed: int = 0) -> list[Job]:
+def mixed(
+    count: int = 64, *, vocabulary: int = 0, text: Sequence[int] | None = None, seed: int = 0
+) -> list[Job]:
     """45 % few-shot rows (one of 6 shared prefixes of 700-1,000 tokens, 40-120 of their own, 2-8 out), 35 % chat
-    (40-400 in, 60-200 out), 20 % long answers (20-60 in, 400-800 out), in random order."""
+    (40-400 in, 60-200 out), 20 % long answers (20-60 in, 400-800 out), in random order.
+
+    Tokens are random ones of a `vocabulary`, or stretches of a `text`.
+    """
     draw = random.Random(seed)
 
     def tokens(low: int, high: int) -> list[int]:
-        return [draw.randrange(3, vocabulary) for _ in range(draw.randint(low, high))]
+        size = draw.randint(low, high)
+        if text is None:
+            return [draw.randrange(3, vocabulary) for _ in range(size)]
+        start = draw.randrange(len(text) - size)
+        return list(text[start : start + size])
 
     prefixes = [tokens(700, 1000) for _ in range(6)]
     few_shot, chat = round(0.45 * count), round(0.35 * count)

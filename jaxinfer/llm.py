@@ -15,6 +15,7 @@ import numpy as np
 from jaxinfer.attention.policy import quest_policy
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, SamplingParams, TokenIds
+from jaxinfer.engine.apart import Apart
 from jaxinfer.engine.blend import Blend
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.memory import MemoryPlan
@@ -112,7 +113,7 @@ class LLM:
             scores.append(out.prompt_logprobs)
         return scores[0] if single else scores
 
-    def stream(self, requests: Iterable[Request], plan: Blend | None = None) -> Iterator[Completion]:
+    def stream(self, requests: Iterable[Request], plan: Blend | Apart | None = None) -> Iterator[Completion]:
         """Completions in the order in which they finish; `requests` is read as the engine has room for more.
 
         Closing the iterator cancels what is unfinished.
@@ -122,7 +123,7 @@ class LLM:
         """
         return self.engine.run(requests, plan)
 
-    def blend(self, workload: Workload, sharing: Sharing) -> Blend:
+    def blend(self, workload: Workload, sharing: Sharing) -> Blend | Apart:
         """A plan for a whole batch by its compute and memory demand, see `schedule.policy`."""
         return self.engine.blend(workload, sharing)
 

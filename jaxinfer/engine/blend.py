@@ -57,26 +57,28 @@ class Blend:
         }
         count = len(workload.answer_limits)
         self._generated = np.full(count, -1, np.int64)
-        self._taken = np.zeros(count, bool)
+        self._taken = np.zeros(count, bool)  # handed over, and not planned anew
         self._index: dict[str, int] = {}
         self._running: dict[int, int] = {}  # choices of a request that run; a beam search counts as one
         self._open: dict[int, int] = {}  # and that are not finished
         self._answer: dict[int, int] = {}  # tokens of those that are
         self._again: deque[Sequence] = deque()
         self._queues: tuple[deque[Sequence], deque[Sequence]] = (deque(), deque())
+        self._held: dict[int, list[Sequence]] = {}  # handed over, but to be planned anew
         self._side = np.full(count, LEFT, np.int8)
         open_ = workload.least < workload.answer_limits
         first = sample(open_, _SAMPLE, seed)
         self._first = np.intersect1d(first, np.flatnonzero(tree.prompt > 0))
         if len(self._first) < _FEWEST_SAMPLED:
             self._first = self._first[:0]
+        self._taken[self._first] = True
         self._next_plan = len(self._first) or max(count // 64, 64)
         self._known = 0
         self._scanner: Any = None
         self._plan()
 
     def _plan(self) -> None:
-        """Order what is not taken yet by what is known of lengths."""
+        """Order what has not started by what is known of lengths."""
         seen = np.flatnonzero(self._generated >= 0)
         limits, least = self._workload.answer_limits, self._workload.least
         expected = expect(self._tree, least, limits, seen, self._generated[seen])
@@ -88,17 +90,35 @@ class Blend:
 
     def indices(self) -> Iterator[int]:
         """Every request once, in the order in which it is to be handed over; steered by what has happened meanwhile."""
-        for index in self._first:
-            self._taken[index] = True
-            yield int(index)
-        while not self._taken.all():
+        yield from self._first.tolist()
+        while True:
             if self._known >= self._next_plan:
                 self._next_plan = 4 * self._known
+                self._take_back()
                 self._plan()
+            if self._scanner.peek(LEFT) < 0:
+                return
             side = RIGHT if len(self._queues[RIGHT]) < len(self._queues[LEFT]) else LEFT
             index = int(self._scanner.take(side))
             self._taken[index], self._side[index] = True, side
-            yield index
+            if index in self._held:
+                self._queues[side].extend(self._held.pop(index))
+            else:
+                yield index
+
+    def _take_back(self) -> None:
+        """What waits in the queues is planned with the rest, but choices of requests that have started."""
+        begun = self._running.keys() | {self._index[sequence.request.id] for sequence in self._again}
+        for queue in self._queues:
+            waiting = list(queue)
+            queue.clear()
+            for sequence in waiting:
+                index = self._index[sequence.request.id]
+                if index in begun:
+                    queue.append(sequence)
+                else:
+                    self._taken[index] = False
+                    self._held.setdefault(index, []).append(sequence)
 
     @property
     def expected_tokens(self) -> float:
@@ -109,15 +129,15 @@ class Blend:
         self._index[request_id] = index
 
     def hungry(self, window: int) -> bool:
-        return min(len(queue) for queue in self._queues) < _AHEAD and len(self) < window
+        lengths = [len(queue) for queue in self._queues]
+        return min(lengths) < _AHEAD and len(self._again) + sum(lengths) < window
 
     def __len__(self) -> int:
-        return len(self._again) + sum(len(queue) for queue in self._queues)
+        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Sequence]:
-        yield from self._again
-        for queue in self._queues:
-            yield from queue
+        for waiting in (self._again, *self._queues, *self._held.values()):
+            yield from waiting
 
     def add(self, sequence: Sequence) -> None:
         index = self._index[sequence.request.id]
@@ -128,10 +148,25 @@ class Blend:
         if self._again:
             return self._again.popleft()
         for side in (RIGHT, LEFT):
-            queue = self._queues[side]
-            if queue and self._scanner.wants(side, self._index[queue[0].request.id]):
-                return queue.popleft()
+            sequence = self._head(side)
+            if sequence is None:
+                continue
+            index = self._index[sequence.request.id]
+            if self._scanner.wants(side, index):
+                if self._queues[side]:
+                    self._queues[side].popleft()
+                else:
+                    self._queues[1 - side].pop()
+                self._side[index] = side
+                return sequence
         return None
+
+    def _head(self, side: int) -> Sequence | None:
+        """The next of a side; once all have been handed over, a side without any goes on with the last of the other."""
+        if self._queues[side]:
+            return self._queues[side][0]
+        other = self._queues[1 - side]
+        return other[-1] if other and self._scanner.peek(side) < 0 else None
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         self._again.extendleft(reversed(list(sequences)))
@@ -179,6 +214,5 @@ class Blend:
         self._scanner.clock += steps - 1
 
     def clear(self) -> None:
-        self._again.clear()
-        for queue in self._queues:
-            queue.clear()
+        for waiting in (self._again, *self._queues, self._held):
+            waiting.clear()

@@ -15,6 +15,7 @@ from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request, Usage
 from jaxinfer.engine.admission import Admission, LongestPrefix
 from jaxinfer.engine.answers import OpenRequest
+from jaxinfer.engine.apart import Apart
 from jaxinfer.engine.beams import Beams, OpenBeams
 from jaxinfer.engine.blend import Blend
 from jaxinfer.engine.device import Device, InFlight
@@ -35,7 +36,9 @@ from jaxinfer.offload.host_experts import ExpertError
 from jaxinfer.offload.offload import Offload
 from jaxinfer.offload.store import ExpertStore
 from jaxinfer.schedule.cost import Cost
-from jaxinfer.schedule.demand import Demand, DemandModel
+from jaxinfer.schedule.demand import Demand
+from jaxinfer.schedule.lengths import expect
+from jaxinfer.schedule.plan import make_plan
 from jaxinfer.schedule.profile import measured
 from jaxinfer.schedule.tree import RequestTree
 from jaxinfer.schedule.workload import Sharing, Workload
@@ -75,7 +78,7 @@ class Engine:
                 )
             self.offload = Offload(experts, model, config, settings.offload, self.memory.expert_slots)
         self.device = Device(config, model, settings, self.memory, self.quest, self.offload)
-        self.demand = DemandModel(config, self.memory.dtype)
+        self.demand = self.memory.demand(settings)
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence | Beams, OpenRequest | OpenBeams] = {}
         self._finished: deque[Completion] = deque()
@@ -117,14 +120,19 @@ class Engine:
             self.planner.waiting = usual
             self._running = False
 
-    def blend(self, workload: Workload, sharing: Sharing) -> Blend:
+    def blend(self, workload: Workload, sharing: Sharing) -> Blend | Apart:
         """The admission of policy "blend" for a whole batch, planned for this model on this machine."""
         size = self.settings.cache.page_size
         engine = self.settings.engine
+        tree = RequestTree.shared(workload, sharing, size)
+        cost = Cost.of(self.demand, measured(self.memory.dtype))
+        if not cost.joint.overlaps:
+            lengths = expect(tree, workload.least, workload.answer_limits).length
+            return Apart(make_plan(tree, cost, lengths), sharing, lengths)
         return Blend(
             workload,
-            RequestTree.shared(workload, sharing, size),
-            Cost.of(self.demand, measured(self.memory.dtype), read_limit=self.settings.sparsity.token_budget),
+            tree,
+            cost,
             capacity=self.memory.pool_tokens,
             slots=engine.max_seqs,
             max_tokens=engine.max_tokens_per_step,

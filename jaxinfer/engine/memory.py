@@ -18,7 +18,8 @@ from jaxinfer.fields import parse_memory
 from jaxinfer.kvcache.pool import PACKED_BITS, make_pool, page_bytes
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract
-from jaxinfer.offload.budget import ExpertBudget
+from jaxinfer.offload.budget import ExpertBudget, expert_format
+from jaxinfer.schedule.demand import DemandModel
 
 _SMALLEST_STEP = 16
 _CPU_POOL_SHARE = 0.2  # of the host's available memory; it is shared with everything else there
@@ -101,6 +102,17 @@ class MemoryPlan:
     @property
     def pool_tokens(self) -> int:
         return (self.pages - 1) * self.page_size
+
+    def demand(self, settings: Settings) -> DemandModel:
+        """What calls ask of the machine, as this model is stored and served."""
+        return DemandModel(
+            self.model,
+            self.dtype,
+            kv_dtype=self.kv_dtype,
+            quest=self.quest,
+            expert_slots=self.expert_slots,
+            expert_format=expert_format(settings.offload, self.dtype),
+        )
 
     @property
     def banned_width(self) -> int:

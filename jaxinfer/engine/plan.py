@@ -28,7 +28,8 @@ class Chunk:
     @property
     def span(self) -> Span:
         every = self.decodes or self.sequence.request.score
-        return Span(self.start, self.count, self.count if every else int(self.samples))
+        logits = self.count if every else int(self.samples)
+        return Span(self.start, self.count, logits, sparse=self.decodes or self.sparse)
 
 
 @dataclass

@@ -14,7 +14,8 @@ from jaxinfer.errors import ConfigError
 from jaxinfer.schedule.demand import DemandModel, Span
 from jaxinfer.schedule.profile import PRACTICAL, Joint, MachineProfile
 
-_FAR = 1 << 16  # a position beyond every sliding window
+_FAR = 1 << 24  # a position beyond every sliding window and token budget
+_MANY = 1 << 16  # tokens, which between them visit every expert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Cost:
       token_seconds: compute of one token.
       key_seconds: memory time of reading one token's keys and values, of all layers.
       step_seconds: least compute time of a step, in which all weights are read once.
-      read_limit: most tokens that a decoding token attends to (Quest's budget); 0 is all.
+      read_limit, read_slope: a decoding token reads all keys up to `read_limit`, and that share of those beyond, such as with
+        sliding windows, or with Quest, whose dense layers and bounds grow on; a limit of 0 is none.
       joint: how long compute and memory take together.
 
     Raises:
@@ -35,7 +37,8 @@ class Cost:
     token_seconds: float
     key_seconds: float
     step_seconds: float = 0.0
-    read_limit: int = 0
+    read_limit: float = 0.0
+    read_slope: float = 0.0
     joint: Joint = PRACTICAL
 
     def __post_init__(self):
@@ -45,33 +48,24 @@ class Cost:
                 raise ConfigError(f"cost: {name} = {value!r} is not a positive number of seconds")
 
     @classmethod
-    def of(
-        cls,
-        demand: DemandModel,
-        profile: MachineProfile,
-        *,
-        weight_ratio: float = 1.0,
-        kv_ratio: float = 1.0,
-        read_limit: int = 0,
-        streamed_bytes: float = 0.0,
-    ) -> Cost:
-        """From a model's shapes: grouped heads, the experts that a token visits, all weights once a step.
-
-        Args:
-          weight_ratio, kv_ratio: bytes of quantized weights, and of quantized keys and values, over those of the model's dtype.
-          read_limit: Quest's token budget.
-          streamed_bytes: weights that every step brings over the host link (offloaded experts).
-        """
-        first, far = demand.step([Span(0, 1)]), demand.step([Span(_FAR, 1)])
-        keys = (far.kv_bytes - first.kv_bytes) / _FAR or float(first.kv_bytes)
-        everything = demand.step([Span(0, _FAR)])
-        weights = weight_ratio * everything.weight_bytes / profile.bandwidth
-        streamed = streamed_bytes / profile.link if streamed_bytes else 0.0
+    def of(cls, demand: DemandModel, profile: MachineProfile) -> Cost:
+        """From what a model's steps ask for: grouped heads, the experts that a token visits, all weights once a step, those that
+        are not on the device over the host's link."""
+        first, second, far, farther = (
+            demand.step([Span(start, 1, sparse=True)]) for start in (0, 1, _FAR, 2 * _FAR)
+        )
+        key = second.kv_bytes - first.kv_bytes or first.kv_bytes
+        reads = (far.kv_bytes - first.kv_bytes) / key
+        slope = (farther.kv_bytes - far.kv_bytes) / key / _FAR
+        everything = demand.step([Span(0, _MANY)])
         return cls(
             token_seconds=first.flops / profile.flops,
-            key_seconds=kv_ratio * keys / profile.bandwidth,
-            step_seconds=max(weights, streamed),
-            read_limit=read_limit,
+            key_seconds=key / profile.bandwidth,
+            step_seconds=max(
+                everything.weight_bytes / profile.bandwidth, everything.link_bytes / profile.link
+            ),
+            read_limit=max((reads - slope * _FAR) / (1 - slope), 1.0) if slope < 1 else 0.0,
+            read_slope=min(slope, 1.0),
             joint=profile.joint,
         )
 
@@ -109,11 +103,9 @@ class Cost:
         if not self.read_limit:
             return whole
         growing = np.clip(self.read_limit - prompt, 0, output)  # tokens that still see everything
-        return (
-            prompt * growing
-            + growing * growing / 2
-            + (output - growing) * self.read_limit * (prompt + output > 0)
-        )
+        near = prompt * growing + growing * growing / 2
+        near = near + (output - growing) * self.read_limit * (prompt + output > 0)
+        return near + self.read_slope * (whole - near)
 
     def density(self, computed, prompt, output):
         """Compute over memory; infinite where nothing is read."""

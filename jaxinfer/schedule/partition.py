@@ -9,8 +9,6 @@ import numpy as np
 from jaxinfer.schedule.cost import Cost
 from jaxinfer.schedule.plan import Plan
 
-_LITTLE = 0.01  # of a request's tokens, that it may share and still be dealt out alone
-
 
 def partition(plan: Plan, cost: Cost, outputs: np.ndarray, ranks: int) -> list[Plan]:
     """One plan a rank, taken from both ends like a dual scan (BlendServe, section 5.5): each rank gets its share of the compute
@@ -32,7 +30,8 @@ def partition(plan: Plan, cost: Cost, outputs: np.ndarray, ranks: int) -> list[P
     rank = np.full(len(plan.tree.order), -1)
     given = np.zeros((ranks, 2))
     loads = [(0.0, number) for number in range(ranks)]
-    for request in _loners(plan, outputs, each.memory):
+    alone = plan.loners(outputs)
+    for request in alone[np.argsort(-each.memory[alone], kind="stable")]:
         load, number = heapq.heappop(loads)
         heapq.heappush(loads, (load + each.memory[request], number))
         rank[request] = number
@@ -48,14 +47,6 @@ def partition(plan: Plan, cost: Cost, outputs: np.ndarray, ranks: int) -> list[P
         rank[line[start[0] : left]] = rank[line[right : start[1]]] = number
     rank[line[left:right]] = ranks - 1
     return [plan.only(rank == number) for number in range(ranks)]
-
-
-def _loners(plan: Plan, outputs: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    """Requests to deal out, in descending memory time."""
-    heavy = plan.order[plan.by_place(plan.density) < plan.root_density]
-    prefix = plan.tree.depth[plan.tree.attach[heavy]]
-    alone = heavy[prefix <= _LITTLE * (plan.tree.prompt + outputs)[heavy]]
-    return alone[np.argsort(-memory[alone], kind="stable")]
 
 
 def _cut(

@@ -14,6 +14,7 @@ from jaxinfer.schedule.cost import Cost
 from jaxinfer.schedule.tree import RequestTree
 
 _MOST_SPLIT = 0.01  # of the requests, taken out of a subtree as outliers
+_LITTLE = 0.01  # of its tokens, that a request may share and still be served apart from the others
 _FINEST = 1 / 512  # of the batch's time: smaller neighbours make one unit
 
 
@@ -59,6 +60,16 @@ class Plan:
             starts=np.append(places[full], places[-1]),
             density=self.density[full],
         )
+
+    def loners(self, outputs: np.ndarray) -> np.ndarray:
+        """Requests in memory-heavy units that share next to nothing, in the plan's order: they may start at any time.
+
+        Args:
+          outputs: float64 [requests], expected tokens of each answer.
+        """
+        heavy = self.order[self.by_place(self.density) < self.root_density]
+        prefix = self.tree.depth[self.tree.attach[heavy]]
+        return heavy[prefix <= _LITTLE * (self.tree.prompt + outputs)[heavy]]
 
     def by_place(self, of_units: np.ndarray) -> np.ndarray:
         """[requests], the value of the unit at each place of `order`."""

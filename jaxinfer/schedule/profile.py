@@ -13,6 +13,8 @@ import numpy as np
 
 from jaxinfer.errors import ConfigError
 
+_ONE_BY_ONE = 0.75  # of the smaller side's time is left of it: what may be gained is no more than what measuring it may err by
+
 
 @dataclass(frozen=True)
 class Joint:
@@ -37,6 +39,11 @@ class Joint:
         high, low = np.maximum(compute, memory), np.minimum(compute, memory)
         part = np.divide(low, high, out=np.zeros(np.shape(high)), where=np.asarray(high) > 0)
         return high + low * (self.linear + self.square * part)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether work of equal size on both sides takes clearly less time together than one after the other."""
+        return self.linear + self.square < _ONE_BY_ONE
 
     @classmethod
     def fit(cls, measured: Sequence[tuple[float, float, float]]) -> Joint:

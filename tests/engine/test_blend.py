@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 from helpers import LLAMA, answers, greedy, make_engine, request
 
+from jaxinfer.engine import engine as engine_module
+from jaxinfer.engine.apart import Apart
+from jaxinfer.schedule.profile import PRACTICAL, SUM, MachineProfile
 from jaxinfer.schedule.tree import RequestTree
 from jaxinfer.schedule.workload import POLICIES, Sharing, Workload
+
+
+@pytest.fixture(autouse=True)
+def overlapping(monkeypatch):
+    """A machine on which blending pays, whatever this one is."""
+    profile = MachineProfile(flops=1e12, bandwidth=1e9, joint=PRACTICAL)
+    monkeypatch.setattr(engine_module, "measured", lambda dtype: profile)
+
 
 SMALL = ("cache.page_size=8", "cache.pages=64")
 
@@ -165,3 +176,81 @@ def test_the_tree_of_the_engine_is_the_tree_of_the_plan():
     serve(engine, requests, "dfs")
     shared = RequestTree.of(workload(requests), 8).shared_tokens
     assert engine.metrics.cached_tokens == shared
+
+
+def test_where_nothing_overlaps_each_kind_of_work_comes_by_itself_in_depth_first_order(monkeypatch):
+    profile = MachineProfile(flops=1e12, bandwidth=1e9, joint=SUM)
+    monkeypatch.setattr(engine_module, "measured", lambda dtype: profile)
+    requests = mixed(60, seed=6)
+    engine = make_engine(overrides=SMALL)
+    shape = workload(requests, np.array([r.sampling.max_tokens for r in requests]))
+    sharing = Sharing.of(shape, 8)
+    plan = engine.blend(shape, sharing)
+    assert isinstance(plan, Apart)
+    order, rank = list(plan.indices()), sharing.rank
+    sharers, loners = order[:40], order[40:]
+    assert sorted(loners) == list(range(0, 60, 3))  # the long answers of their own
+    assert [rank[i] for i in sharers] == sorted(rank[i] for i in sharers)
+    out = serve(engine, requests, "blend")
+    for each in requests[::7]:
+        assert list(out[each.id].token_ids) == greedy(LLAMA, each.prompt_ids, each.sampling.max_tokens)
+
+
+def test_a_plan_made_anew_hands_every_request_over_once_and_keeps_what_has_started():
+    """A sample runs first, lengths are learned, what waits is planned again; places in the queues change, none is lost."""
+    draw = np.random.default_rng(7)
+    requests = [
+        request(
+            str(i), [*draw.integers(3, 97, 4), i % 90 + 3], max_tokens=int(draw.integers(1, 4)), n=1 + i % 2
+        )
+        for i in range(1200)
+    ]
+    engine = make_engine(overrides=SMALL)
+    shape = dataclasses.replace(workload(requests), answer_limits=np.full(1200, 100))
+    plan = engine.blend(shape, Sharing.of(shape, 8))
+    handed = []
+
+    def hand_over():
+        for index in plan.indices():
+            handed.append(index)
+            plan.expects(requests[index].id, index)
+            yield requests[index]
+
+    answered, scanners = [], set()
+    for out in engine.run(hand_over(), plan):
+        answered.append(out.request_id)
+        scanners.add(id(plan._scanner))
+    assert sorted(handed) == list(range(1200)) and len(scanners) > 2
+    assert sorted(answered, key=int) == [str(i) for i in range(1200)]
+
+
+def test_preempted_requests_go_before_all_that_wait_in_the_order_of_their_start():
+    requests = mixed(30, seed=4)
+    engine = make_engine(overrides=("cache.page_size=8", "cache.pages=40"))
+    shape = workload(requests)
+    plan = engine.blend(shape, Sharing.of(shape, 8))
+    source = plan.indices()
+    for index in source:
+        plan.expects(requests[index].id, index)
+        engine.add(requests[index])
+        if len(engine.planner.waiting) == 30:
+            break
+    engine.planner.waiting, fifo = plan, engine.planner.waiting
+    for sequence in fifo:
+        plan.add(sequence)
+    for _ in range(6):
+        engine.step()
+    running = list(engine.planner.running)
+    assert len(running) > 2
+    for victim in (running[-1], running[-2]):
+        engine.planner._preempt(victim)
+    waiting = list(plan)
+    assert waiting[:2] == [running[-2], running[-1]]
+    engine._start_over()  # such as after the device ran out of memory
+    assert list(plan)[: len(running)] == running
+    finished = set()
+    while engine.busy:
+        engine.step()
+        while engine._finished:
+            finished.add(engine._finished.popleft().request_id)
+    assert finished == {each.id for each in requests}

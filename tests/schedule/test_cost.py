@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxinfer.attention.quest import QuestPolicy
 from jaxinfer.errors import ConfigError
 from jaxinfer.models import MoEConfig
 from jaxinfer.models.config import ModelConfig, RopeConfig
+from jaxinfer.quant.form import quantization
 from jaxinfer.schedule.cost import Cost
 from jaxinfer.schedule.demand import DemandModel
 from jaxinfer.schedule.profile import A100, MAX, PRACTICAL, SUM, Joint, MachineProfile, measured
@@ -53,19 +55,36 @@ def test_experts_quantization_and_streaming_change_what_they_should():
     dense, moe = (Cost.of(DemandModel(c, "bfloat16"), A100) for c in (LLAMA_8B, experts))
     assert 1.6 < moe.token_seconds / dense.token_seconds < 2  # two of eight experts
     assert 5 < moe.step_seconds / dense.step_seconds < 7  # all of eight
-    small = Cost.of(DemandModel(LLAMA_8B, "bfloat16"), A100, weight_ratio=0.25, kv_ratio=0.3)
-    assert small.step_seconds == pytest.approx(dense.step_seconds / 4)
-    assert small.key_seconds == pytest.approx(0.3 * dense.key_seconds)
-    streamed = Cost.of(DemandModel(LLAMA_8B, "bfloat16"), A100, streamed_bytes=25e9)
-    assert streamed.step_seconds == pytest.approx(1)
+    packed = Cost.of(DemandModel(LLAMA_8B, "bfloat16", kv_dtype="int4"), A100)
+    assert packed.key_seconds == pytest.approx((64 + 4) / 256 * dense.key_seconds)
+    low = dataclasses.replace(LLAMA_8B, quantization=quantization("atom-w4a8", LLAMA_8B))
+    assert 2.5 < dense.step_seconds / Cost.of(DemandModel(low, "bfloat16"), A100).step_seconds < 4
+    away = Cost.of(DemandModel(experts, "bfloat16", expert_slots=64), A100)
+    missing = 0.75 * 32 * 8 * 3 * 4096 * 14336 * 2
+    assert away.step_seconds == pytest.approx(missing / A100.link)
 
 
-@given(st.integers(0, 40), st.integers(0, 60), st.integers(0, 50))
-def test_reads_with_a_token_budget(prompt, output, limit):
-    cost = Cost(token_seconds=1, key_seconds=1, read_limit=limit)
+def test_windows_and_quest_bound_what_a_long_answer_reads():
+    every = dataclasses.replace(LLAMA_8B, windows=(0, 1024) * 16, moe_layers=())
+    windowed, dense = (Cost.of(DemandModel(c, "bfloat16"), A100) for c in (every, LLAMA_8B))
+    assert windowed.key_seconds == dense.key_seconds
+    assert (windowed.read_limit, windowed.read_slope) == (pytest.approx(1024, abs=2), pytest.approx(0.5))
+    quest = QuestPolicy(token_budget=1024, dense_layers=0)
+    cost = Cost.of(DemandModel(LLAMA_8B, "bfloat16", quest=quest), A100)
+    assert cost.read_slope == pytest.approx(1 / 16, rel=0.01)  # the bounds of each page
+    assert cost.read_limit * 15 / 16 == pytest.approx(1024, rel=0.01)
+    assert cost.memory(0, 8000) < 0.31 * dense.memory(0, 8000)
+    assert (dense.read_limit, dense.read_slope) == (0, 1)
+
+
+@given(st.integers(0, 40), st.integers(0, 60), st.integers(0, 50), st.sampled_from([0.0, 0.25, 1.0]))
+def test_reads_with_a_token_budget(prompt, output, limit, slope):
+    cost = Cost(token_seconds=1, key_seconds=1, read_limit=limit, read_slope=slope)
     fine = 64
     middle = (np.arange(output * fine) + 0.5) / fine
-    seen = np.minimum(prompt + middle, limit) if limit else prompt + middle
+    seen = prompt + middle
+    if limit:
+        seen = np.minimum(seen, limit) + slope * np.maximum(seen - limit, 0)
     assert cost.reads(prompt, output) == pytest.approx(seen.sum() / fine, rel=0.01, abs=0.05)
 
 
