@@ -18,7 +18,8 @@ from jaxinfer.fields import parse_memory
 from jaxinfer.kvcache.pool import PACKED_BITS, make_pool, page_bytes
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract
-from jaxinfer.offload.budget import ExpertBudget, expert_format
+from jaxinfer.offload.budget import ExpertBudget
+from jaxinfer.offload.records import expert_record
 from jaxinfer.schedule.demand import DemandModel
 
 _SMALLEST_STEP = 16
@@ -105,13 +106,16 @@ class MemoryPlan:
 
     def demand(self, settings: Settings) -> DemandModel:
         """What calls ask of the machine, as this model is stored and served."""
+        offloaded = self.expert_slots is not None
         return DemandModel(
             self.model,
             self.dtype,
             kv_dtype=self.kv_dtype,
             quest=self.quest,
             expert_slots=self.expert_slots,
-            expert_format=expert_format(settings.offload, self.dtype),
+            expert_bytes=expert_record(self.model, settings.offload, self.dtype).nbytes
+            if offloaded
+            else None,
         )
 
     @property

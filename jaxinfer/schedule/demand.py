@@ -19,7 +19,6 @@ from jaxinfer.kvcache.pool import PACKED_BITS, page_bytes
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract
 from jaxinfer.models.layers import MoE
-from jaxinfer.offload.budget import expert_bytes
 from pallas_kernels.page_bounds.scaled import bounds_bytes
 
 
@@ -81,7 +80,7 @@ class DemandModel:
       kv_dtype: of keys and values, as `kvcache.pool.page_bytes` takes it; None is `dtype`.
       quest: how sparse tokens choose pages; None where all attend to everything.
       expert_slots: experts of all layers that the device holds; None for all.
-      expert_format: how offloaded experts are stored, as `offload.budget.expert_bytes` takes it.
+      expert_bytes: of one expert of one layer as it is offloaded; None is as the model holds it.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class DemandModel:
         kv_dtype: str | None = None,
         quest: QuestPolicy | None = None,
         expert_slots: int | None = None,
-        expert_format: str | None = None,
+        expert_bytes: int | None = None,
     ):
         model, width = abstract(config, dtype), jnp.dtype(dtype).itemsize
         kv_dtype = kv_dtype or dtype
@@ -117,7 +116,7 @@ class DemandModel:
         self._expert_bytes, self._away = expert, 0.0
         if moe and expert_slots is not None:
             layers = sum(config.moe_layers)
-            self._expert_bytes = layers * expert_bytes(config, expert_format or dtype)
+            self._expert_bytes = expert if expert_bytes is None else layers * expert_bytes
             self._away = 1 - expert_slots / (layers * moe.experts)
         self._embedding_bytes = config.hidden_size * width
         self._logit_flops = 2 * config.hidden_size * config.vocab_size

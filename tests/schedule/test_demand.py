@@ -181,7 +181,7 @@ def test_offloaded_experts_come_over_the_link_as_far_as_they_have_no_slot():
     config = variant(moe=EXPERTS, hidden_size=128, moe_layers=(True, False, True))
     config = dataclasses.replace(config, moe=dataclasses.replace(EXPERTS, width=128))
     whole = DemandModel(config, "float32")
-    half = DemandModel(config, "float32", expert_slots=7, expert_format="float32")
+    half = DemandModel(config, "float32", expert_slots=7)
     expert = 3 * 128 * 128 * 4
     for tokens, touched in ((1, 3), (2, 6), (9, 7)):
         span = [Span(0, tokens)]
@@ -189,7 +189,7 @@ def test_offloaded_experts_come_over_the_link_as_far_as_they_have_no_slot():
         assert half.step(span).link_bytes == touched * 2 * expert / 2
         assert half.step(span)[:3] == whole.step(span)[:3]
     assert half.decode([Span(0, 4), Span(0, 1)]).link_bytes == (6 + 3 * 3) * expert
-    small = DemandModel(config, "float32", expert_slots=14, expert_format="int4")
+    small = DemandModel(config, "float32", expert_slots=14, expert_bytes=expert // 8)
     assert small.step([Span(0, 9)]).link_bytes == 0
     assert small.step([Span(0, 9)]).weight_bytes < whole.step([Span(0, 9)]).weight_bytes / 2
 
