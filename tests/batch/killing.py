@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WITNESS = str(Path(__file__).with_name("witness.py"))
-DEADLINE = 120  # seconds; for a run that hangs
+DEADLINE = 300  # seconds; for a run that hangs
 
 
 @dataclass(frozen=True)
