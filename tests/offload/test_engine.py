@@ -63,7 +63,13 @@ def test_any_split_gives_the_same_answers(folder, wanted, random_policy, slots, 
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("sparsity.token_budget=64", "cache.dtype=int4")], ids=["dense", "quest-int4"]
+    "overrides",
+    [
+        pytest.param((), id="dense"),
+        pytest.param(
+            ("sparsity.token_budget=64", "cache.dtype=int4"), id="quest-int4", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_beams_choose_the_same(folder, random_policy, overrides):
     asked = requests(6, tokens=6)
