@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,10 @@ class Case:
         self.plan = make_plan(self.tree, self.cost, self.true.length)
         self.optimum = practical_optimum(self.tree, mix.outputs, self.cost)
         self.tokens = int(self.tree.prompt.sum() + mix.outputs.sum())
+
+    def optimum_under(self, joint: Joint) -> float:
+        """The practical optimum where both kinds of work take another time together."""
+        return practical_optimum(self.tree, self.mix.outputs, replace(self.cost, joint=joint))
 
     def serve(self, policy: str, *, sampled: float = 0.0) -> Outcome:
         """Args:

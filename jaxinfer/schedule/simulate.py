@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxinfer.schedule.cost import Cost
 from jaxinfer.schedule.pool import SimulatedPool
+from jaxinfer.schedule.profile import Joint
 from jaxinfer.schedule.steps import SimulatedSteps
 from jaxinfer.schedule.tree import RequestTree
 
@@ -28,6 +29,7 @@ class Outcome(NamedTuple):
     cached: prompt tokens found in the cache.
     recomputed: tokens computed again after a preemption.
     preemptions: requests that lost their place.
+    smaller, bend: seconds of each step's smaller side, summed, and of its square over the larger one.
     series: float64 [points, 3], seconds, compute and memory time of consecutive stretches of steps.
     """
 
@@ -39,7 +41,14 @@ class Outcome(NamedTuple):
     cached: int
     recomputed: int
     preemptions: int
+    smaller: float
+    bend: float
     series: np.ndarray
+
+    def under(self, joint: Joint, instead_of: Joint) -> Outcome:
+        """The same steps where both kinds of work take another time together; no scanner looks at seconds."""
+        more = (joint.linear - instead_of.linear) * self.smaller
+        return self._replace(seconds=self.seconds + more + (joint.square - instead_of.square) * self.bend)
 
 
 def simulate(
@@ -89,6 +98,8 @@ def simulate(
         steps.cached,
         steps.computed - int(needed) + steps.cached,
         steps.preemptions,
+        steps.smaller,
+        steps.bend,
         np.array(steps.series),
     )
 

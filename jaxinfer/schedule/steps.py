@@ -56,6 +56,7 @@ class SimulatedSteps:
         self.decoding = self.keys = self.running = self.finished = 0
         self.clock = self.computed = self.cached = self.preemptions = 0
         self.seconds = self.compute = self.memory = 0.0
+        self.smaller = self.bend = 0.0
         self.series = np.zeros((points, 3))
         self.stretch = 1
 
@@ -84,6 +85,8 @@ class SimulatedSteps:
         high, low = max(compute, memory), min(compute, memory)
         taken = high + low * (self.linear + self.square * low / high)
         self.seconds += taken
+        self.smaller += low
+        self.bend += low * low / high
         self.compute += work
         self.memory += memory
         self.computed += tokens

@@ -1,5 +1,7 @@
 """Simulated batches: every request ends, the pool holds, time is what the steps say, whatever the lengths and estimates."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from batches import COST, workload
@@ -155,6 +157,23 @@ def test_an_empty_batch(kind):
     expected = Expected.exact(np.zeros(0))
     out = simulate(scanner_of(kind, tree, expected), tree, np.zeros(0), COST, capacity=9, fast=False)
     assert out.seconds == 0 and out.steps == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_joint_time_is_told_from_the_same_steps(kind):
+    draw = np.random.default_rng(8)
+    prompts = [list(draw.integers(0, 2, draw.integers(1, 40))) for _ in range(60)]
+    outputs = draw.integers(1, 60, 60)
+    tree, expected = RequestTree.of(workload(prompts), 2), Expected.exact(outputs)
+
+    def seconds(joint):
+        cost = dataclasses.replace(COST, joint=joint)
+        scanner = scanner_of(kind, tree, expected)
+        return simulate(scanner, tree, outputs, cost, capacity=CAPACITY, fast=False)
+
+    plain = seconds(PRACTICAL)
+    for joint in (SUM, MAX, Joint(0.2, 0.5)):
+        assert plain.under(joint, PRACTICAL).seconds == pytest.approx(seconds(joint).seconds)
 
 
 @pytest.mark.slow
