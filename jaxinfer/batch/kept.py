@@ -14,6 +14,33 @@ from jaxinfer.errors import RETRIED, JournalError
 _START = b'{"id":"' + ID_PREFIX.encode()
 
 
+class Lengths:
+    """How long some answers were: of all of a few, of some thousands of many, drawn evenly.
+
+    Attributes:
+      by_key: tokens of an answer by its key.
+    """
+
+    def __init__(self, most: int = 4096):
+        self.by_key: dict[bytes, int] = {}
+        self._most = most
+        self._below = (
+            1 << 32
+        )  # keys are hashes: those whose first bytes are a smaller number are an even sample
+
+    def add(self, key: bytes, tokens: int) -> None:
+        if self._place(key) >= self._below:
+            return
+        self.by_key[key] = tokens
+        while len(self.by_key) > self._most:
+            self._below //= 2
+            self.by_key = {key: n for key, n in self.by_key.items() if self._place(key) < self._below}
+
+    @staticmethod
+    def _place(key: bytes) -> int:
+        return int.from_bytes(key[:4], "big")
+
+
 @dataclass(slots=True)
 class Kept:
     """The rows of an output file.
@@ -25,6 +52,7 @@ class Kept:
       retried: rows whose error was not their own; they are dropped and done again.
       errors: by code, of the rows that stay.
       system_fingerprint: of the first answer, None if there is none.
+      lengths: of some of the answers.
     """
 
     keys: DigestSet = field(default_factory=DigestSet)
@@ -33,6 +61,7 @@ class Kept:
     retried: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     system_fingerprint: str | None = None
+    lengths: Lengths = field(default_factory=Lengths)
 
 
 def read_kept(file: IO[bytes], name: str, *, up_to_retried: bool = False) -> Kept:
@@ -116,8 +145,14 @@ def _count(kept: Kept, row: dict, where: str) -> None:
         )
     if code is not None:
         kept.errors[code] += 1
-    elif kept.system_fingerprint is None:
-        kept.system_fingerprint = _fingerprint(row)
+        return
+    body = _body(row)
+    if kept.system_fingerprint is None:
+        kept.system_fingerprint = body.get("system_fingerprint")
+    usage = body.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    if isinstance(tokens, int) and tokens >= 0:
+        kept.lengths.add(key, tokens)
 
 
 def _error_code(row: dict) -> str | None:
@@ -125,6 +160,7 @@ def _error_code(row: dict) -> str | None:
     return None if error is None else str(error.get("code")) if isinstance(error, dict) else "unknown"
 
 
-def _fingerprint(row: dict) -> str | None:
+def _body(row: dict) -> dict:
+    """Of an answer; empty if it has none."""
     body = row["response"].get("body") if isinstance(row["response"], dict) else None
-    return body.get("system_fingerprint") if isinstance(body, dict) else None
+    return body if isinstance(body, dict) else {}

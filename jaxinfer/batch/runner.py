@@ -75,7 +75,8 @@ class BatchRun:
                 f"now {mine}); choose another output, or --overwrite"
             )
         survey = Survey(self._engine, self._spool, self._tally, self._ignored)
-        survey.read(self._source, self._fingerprint, kept.keys)
+        plans = self._settings.schedule.policy == "blend"
+        survey.read(self._source, self._fingerprint, kept.keys, kept.lengths.by_key if plans else {})
         if missing := len(kept.keys) - self._tally.kept:
             raise JournalError(
                 f"{output}: {missing} of its {len(kept.keys)} rows answer no row of this input with this model; "

@@ -1,4 +1,4 @@
-"""Requests on disk between the survey of a batch and their turn: what stays in memory is some 40 bytes a row."""
+"""Requests on disk between the survey of a batch and their turn: what stays in memory is some 50 bytes a row."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Spool:
         self._folder = folder or tempfile.gettempdir()
         self._rows, self._tokens = self._open(), self._open()
         self._ends, self._token_ends = array("Q"), array("Q")
-        self._limits, self._floors = array("q"), array("q")
+        self._limits, self._floors, self._answered = array("q"), array("q"), array("q")
         self._row_bytes = self._token_count = 0
         self._samplings: list[SamplingParams] = []
         self._sampling_index: dict[int, int] = {}  # by identity
@@ -82,6 +82,11 @@ class Spool:
         work = ticket.limit // request.sampling.n * request.sampling.sequences
         floor = _fewest_tokens(request.sampling, work)
         self._append((*record, line.file, line.number, line.input), request.prompt_ids, work, floor)
+
+    def add_answered(self, request: Request, limit: int, tokens: int) -> None:
+        """A request that is not to be read again: its answer, of at most `limit` tokens in all, has so many."""
+        floor = _fewest_tokens(request.sampling, limit)
+        self._append((), request.prompt_ids, limit, floor, answered=tokens)
 
     def _short(self, sampling: SamplingParams) -> SamplingParams | int:
         """A number for each of the first objects, which rows of a batch mostly share: most of a record, else."""
@@ -98,15 +103,19 @@ class Spool:
         self._append((place, code, line), _NO_IDS, 0)
 
     def workload(self) -> Workload:
-        """The shape of all rows; a refused one is a prompt of no tokens."""
+        """The shape of all rows, answered ones among them; a refused one is a prompt of no tokens."""
         self._flushed()
         tokens = _NO_IDS
         if self._token_count:
             tokens = np.memmap(self._tokens, np.int32, "r", shape=(self._token_count,))
         starts = np.zeros(len(self) + 1, np.int64)
         starts[1:] = self._token_ends
-        limits, floors = np.array(self._limits, np.int64), np.array(self._floors, np.int64)
-        return Workload(tokens=tokens, starts=starts, answer_limits=limits, answer_floors=floors)
+        limits, floors, answered = (
+            np.array(column, np.int64) for column in (self._limits, self._floors, self._answered)
+        )
+        return Workload(
+            tokens=tokens, starts=starts, answer_limits=limits, answer_floors=floors, answered=answered
+        )
 
     def read(self, index: int) -> tuple[Request, Ticket] | Refused:
         record = pickle.loads(_read(self._rows, self._ends, index, 1))
@@ -123,7 +132,9 @@ class Spool:
             with contextlib.suppress(OSError):  # what a full disk left in the buffer
                 file.close()
 
-    def _append(self, record: tuple, ids: np.ndarray, limit: int, floor: int = 0) -> None:
+    def _append(
+        self, record: tuple, ids: np.ndarray, limit: int, floor: int = 0, *, answered: int = -1
+    ) -> None:
         data = pickle.dumps(record, pickle.HIGHEST_PROTOCOL)
         try:
             self._rows.write(data)
@@ -136,6 +147,7 @@ class Spool:
         self._token_ends.append(self._token_count)
         self._limits.append(limit)
         self._floors.append(floor)
+        self._answered.append(answered)
 
     def _flushed(self) -> None:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,12 +48,14 @@ class Survey:
 
     def __init__(self, engine: Engine, spool: Spool, tally: Tally, ignored: Callable[[str], None]):
         self._engine, self._spool, self._tally, self._ignored = engine, spool, tally, ignored
+        self._places = 0  # of rows that are still to be done
 
-    def read(self, source: Source, fingerprint: bytes, done: DigestSet) -> None:
+    def read(self, source: Source, fingerprint: bytes, done: DigestSet, lengths: Mapping[bytes, int]) -> None:
         """Reads all of `source`; the tally counts its rows, and as kept those in `done`.
 
         Args:
           fingerprint: of the run, part of every row's key.
+          lengths: tokens of those answers in `done` from which the plan learns, by key.
 
         Raises:
           SpoolError: the disk cannot hold the rows.
@@ -63,20 +66,35 @@ class Survey:
             self._tally.position = source.position
             if each.key in done:
                 self._tally.kept += 1
+                if each.key in lengths and isinstance(each.row, Row):
+                    self._learn(each.row, lengths[each.key])
             else:
                 self._spill(each.key, each.row)
 
     def _spill(self, key: bytes, row: Row | RowError) -> None:
-        place = len(self._spool)
+        place = self._places
+        self._places += 1
         if isinstance(row, Row):
             try:
-                request = Request(id=row.custom_id, prompt_ids=self._encode(row), sampling=row.sampling)
-                answer = self._engine.token_limit(request) - len(request.prompt_ids)
-                self._spool.add(request, Ticket(key, place, row.url, row.line, answer * row.sampling.n))
+                request, limit = self._request(row)
+                self._spool.add(request, Ticket(key, place, row.url, row.line, limit))
                 return
             except RequestError as error:
                 row = row_error(row.line, row.custom_id, error)
         self._spool.add_refused(place, row.code, refused_row(key, row))
+
+    def _learn(self, row: Row, tokens: int) -> None:
+        if row.sampling.beam_width > 1:
+            return  # its usage counts the beams that were returned, its work all of them
+        with contextlib.suppress(RequestError):  # it fitted the pool of the earlier run, but not this one
+            request, limit = self._request(row)
+            self._spool.add_answered(request, limit, min(tokens, limit))
+
+    def _request(self, row: Row) -> tuple[Request, int]:
+        """And the most tokens of its answer, all choices together."""
+        request = Request(id=row.custom_id, prompt_ids=self._encode(row), sampling=row.sampling)
+        answer = self._engine.token_limit(request) - len(request.prompt_ids)
+        return request, answer * row.sampling.n
 
     def _encode(self, row: Row) -> np.ndarray:
         """int32 [prompt tokens]. Raises RequestError if the prompt cannot be put into tokens."""

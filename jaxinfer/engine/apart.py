@@ -23,6 +23,7 @@ class Apart(Fifo):
     def __init__(self, plan: Plan, sharing: Sharing, lengths: np.ndarray):
         super().__init__()
         line = np.argsort(sharing.rank, kind="stable")
+        line = line[np.isin(line, plan.order)]
         late = np.isin(line, plan.loners(lengths))
         self._order = np.concatenate([line[~late], line[late]])
 

@@ -26,7 +26,7 @@ class Blend:
     """An `Admission` from a plan. `indices` says in which order to hand requests over; `expects` names each before it comes.
 
     A sample of the requests runs first and tells how long answers are; the rest is planned by it, and again each time that four
-    times as many answers are known.
+    times as many answers are known. Answers of an earlier run are known from the start; enough of them stand for the sample.
 
     Args:
       workload, tree: of all requests.
@@ -56,8 +56,9 @@ class Blend:
             "quantum": quantum,
         }
         count = len(workload.answer_limits)
-        self._generated = np.full(count, -1, np.int64)
-        self._taken = np.zeros(count, bool)  # handed over, and not planned anew
+        self._generated = workload.known.copy()
+        self._taken = self._generated >= 0  # handed over, and not planned anew
+        self._known = int(np.count_nonzero(self._taken))
         self._index: dict[str, int] = {}
         self._running: dict[int, int] = {}  # choices of a request that run; a beam search counts as one
         self._open: dict[int, int] = {}  # and that are not finished
@@ -66,14 +67,13 @@ class Blend:
         self._queues: tuple[deque[Sequence], deque[Sequence]] = (deque(), deque())
         self._held: dict[int, list[Sequence]] = {}  # handed over, but to be planned anew
         self._side = np.full(count, LEFT, np.int8)
-        open_ = workload.least < workload.answer_limits
+        open_ = (workload.least < workload.answer_limits) & ~self._taken
         first = sample(open_, _SAMPLE, seed)
         self._first = np.intersect1d(first, np.flatnonzero(tree.prompt > 0))
-        if len(self._first) < _FEWEST_SAMPLED:
+        if len(self._first) < _FEWEST_SAMPLED or len(self._first) <= self._known:
             self._first = self._first[:0]
         self._taken[self._first] = True
-        self._next_plan = len(self._first) or max(count // 64, 64)
-        self._known = 0
+        self._next_plan = self._known + (len(self._first) or max(count // 64, 64, 3 * self._known))
         self._scanner: Any = None
         self._plan()
 

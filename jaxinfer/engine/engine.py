@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 import jax
+import numpy as np
 
 from jaxinfer.attention.policy import quest_policy
 from jaxinfer.config import Settings
@@ -127,8 +128,10 @@ class Engine:
         tree = RequestTree.shared(workload, sharing, size)
         cost = Cost.of(self.demand, measured(self.memory.dtype))
         if not cost.joint.overlaps:
-            lengths = expect(tree, workload.least, workload.answer_limits).length
-            return Apart(make_plan(tree, cost, lengths), sharing, lengths)
+            known = workload.known
+            seen = np.flatnonzero(known >= 0)
+            lengths = expect(tree, workload.least, workload.answer_limits, seen, known[seen]).length
+            return Apart(make_plan(tree, cost, lengths).only(known < 0), sharing, lengths)
         return Blend(
             workload,
             tree,

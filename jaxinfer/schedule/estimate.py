@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from jaxinfer.schedule.workload import Sharing, Workload
 
 _PRIOR_SHARE = 0.5  # of its limit that an answer is taken to use before any has ended
@@ -11,19 +13,23 @@ _PRIOR_ANSWERS = 8  # answers of average limit that this guess counts as
 class Estimate:
     """Work is counted in tokens through the model: prompt tokens that no other prompt shares, and answer tokens.
 
-    Lengths of answers follow from the share of their limits that finished answers have used.
+    Lengths of answers follow from the share of their limits that finished answers have used, those of an earlier run among them.
 
     Attributes:
-      rows: in all.
+      rows: to be served.
       answer_share: expected length of an answer over its limit, in (0, 1].
     """
 
     def __init__(self, workload: Workload, sharing: Sharing):
-        self.rows = len(workload.answer_limits)
-        self._prompts = len(workload.tokens) - sharing.shared_tokens
-        self._limits = int(workload.answer_limits.sum())
+        known, limits = workload.known, workload.answer_limits
+        open_ = known < 0
+        self.rows = int(np.count_nonzero(open_))
+        alone = 1 - sharing.shared_tokens / max(len(workload.tokens), 1)
+        self._prompts = round(int(workload.prompt_tokens[open_].sum()) * alone)
+        self._limits = int(limits[open_].sum())
         self._weight = max(_PRIOR_ANSWERS * self._limits / max(self.rows, 1), 1.0)
         self._generated = _PRIOR_SHARE * self._weight
+        self.finish(int(limits[~open_].sum()), int(known[~open_].sum()))
 
     @property
     def answer_share(self) -> float:

@@ -21,12 +21,20 @@ class Workload:
       starts: int64 [requests + 1], where each prompt begins in `tokens`.
       answer_limits: int64 [requests], most tokens to generate, all choices or beams of a request together.
       answer_floors: int64 [requests], fewest tokens, such as all of them where nothing but the limit ends an answer; None is none.
+      answered: int64 [requests], tokens of answers that are there already, of all choices together; -1 where one is still to be
+        given, and None where all are. Those requests are not served again, but tell how long the others' answers may be.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     answer_limits: np.ndarray
     answer_floors: np.ndarray | None = None
+    answered: np.ndarray | None = None
+
+    @property
+    def known(self) -> np.ndarray:
+        """int64 [requests], `answered` of each."""
+        return np.full_like(self.answer_limits, -1) if self.answered is None else self.answered
 
     @property
     def least(self) -> np.ndarray:

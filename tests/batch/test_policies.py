@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jaxinfer.batch.cli import main
+from jaxinfer.batch.kept import Lengths
+from jaxinfer.llm import LLM
 
 
 def rows(count):
@@ -42,3 +44,28 @@ def test_a_blended_file_has_the_same_rows_and_resumes(source):
     lines = (source / "blend.jsonl").read_text().splitlines(keepends=True)
     (source / "blend.jsonl").write_text("".join(lines[:9]))
     assert answer(source, "blend") == whole
+
+
+def test_a_resumed_plan_knows_how_long_the_answers_of_the_earlier_run_were(source, monkeypatch):
+    whole = answer(source, "blend")
+    lines = (source / "blend.jsonl").read_text().splitlines(keepends=True)
+    kept = [json.loads(line) for line in lines[:9]]
+    (source / "blend.jsonl").write_text("".join(lines[:9]))
+    workloads, plan = [], LLM.blend
+    monkeypatch.setattr(LLM, "blend", lambda llm, *given: workloads.append(given[0]) or plan(llm, *given))
+    assert answer(source, "blend") == whole
+    (workload,) = workloads
+    lengths = [row["response"]["body"]["usage"]["completion_tokens"] for row in kept if row["response"]]
+    assert sorted(workload.known[workload.known >= 0]) == sorted(lengths)
+    assert np.count_nonzero(workload.known < 0) == len(lines) - len(kept)
+    for index in np.flatnonzero(workload.known >= 0):
+        assert workload.least[index] <= workload.known[index] <= workload.answer_limits[index]
+
+
+def test_of_many_kept_answers_an_even_sample_is_known():
+    lengths = Lengths(most=100)
+    draw = np.random.default_rng(0)
+    for index in range(20_000):
+        lengths.add(draw.bytes(16), index)
+    assert 25 < len(lengths.by_key) <= 100
+    assert 6_000 < np.mean(list(lengths.by_key.values())) < 14_000

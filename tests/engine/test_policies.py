@@ -72,5 +72,26 @@ def test_lies_about_lengths_change_no_answer():
     assert tokens({out.request_id: out for out in engine.run(hand_over(), plan)}) == true
 
 
+@pytest.mark.parametrize("joint", [PRACTICAL, SUM], ids=["blend", "apart"])
+def test_answers_of_an_earlier_run_are_not_given_again_but_tell_lengths(joint, monkeypatch):
+    profile = MachineProfile(flops=1e12, bandwidth=1e9, joint=joint)
+    monkeypatch.setattr(engine_module, "measured", lambda dtype: profile)
+    requests = [request(str(i), [3 + i % 90, 4, 5], max_tokens=1) for i in range(120)]
+    known = np.where(np.arange(120) % 3, -1, 1)
+    shape = dataclasses.replace(workload(requests), answer_limits=np.full(120, 80), answered=known)
+    engine = make_engine(overrides=TIGHT)
+    plan = engine.blend(shape, Sharing.of(shape, 8))
+    if joint is PRACTICAL:
+        assert plan.expected_tokens == 80 * (3 + 1)  # of those that are left, of one token each
+
+    def hand_over():
+        for index in plan.indices():
+            plan.expects(requests[index].id, index)
+            yield requests[index]
+
+    served = [out.request_id for out in engine.run(hand_over(), plan)]
+    assert sorted(served, key=int) == [str(i) for i in range(120) if i % 3]
+
+
 def tokens(out):
     return {name: completion.token_ids for name, completion in out.items()}

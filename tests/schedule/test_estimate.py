@@ -30,6 +30,21 @@ def test_it_learns_what_share_of_their_limits_answers_use():
     assert plan.seconds_left(plan.tokens / 4, 30) == pytest.approx(90)
 
 
+def test_answers_of_an_earlier_run_teach_and_are_no_work():
+    starts = np.array([0, 100, 200, 300, 400])
+    workload = Workload(
+        tokens=np.zeros(400, np.int32),
+        starts=starts,
+        answer_limits=np.array([50, 1000, 50, 1000]),
+        answered=np.array([-1, 100, -1, 100]),
+    )
+    plan = Estimate(workload, Sharing(rank=np.arange(4), common=np.zeros(4), shared_tokens=80))
+    assert plan.rows == 2
+    learned = (200 + 0.5 * 8 * 50) / (2000 + 8 * 50)  # beside the guess, which counts as eight answers
+    assert plan.answer_share == pytest.approx(learned)
+    assert plan.tokens == pytest.approx(200 * 0.8 + learned * 100)
+
+
 def test_edges():
     empty = estimate([], [])
     assert empty.tokens == 0 and empty.share(0) == 1 and empty.seconds_left(0, 5) is None
