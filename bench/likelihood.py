@@ -12,7 +12,7 @@ import numpy as np
 from jaxinfer.models import forward, logits, rotary
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
-from jaxinfer.quant.calibrate import attend_causally
+from jaxinfer.quant.step import attend_causally
 from pallas_kernels.packed_pages import pack, unpack
 
 

@@ -3,29 +3,24 @@ one through the layers as they become."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxinfer.errors import ModelError
-from jaxinfer.models import rotary
 from jaxinfer.models.config import ModelConfig
-from jaxinfer.models.decoder import run_layer
 from jaxinfer.models.layers import Layer, MoE
 from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.matrices import MatrixReport, packed, relative_error, round_matrix
 from jaxinfer.quant.order import channel_order, outlier_share
 from jaxinfer.quant.rotation import rotate_weights
-from jaxinfer.quant.watch import MATRICES, watch
-
-Orders = dict[str, np.ndarray]
+from jaxinfer.quant.step import Orders, Step
+from jaxinfer.quant.watch import MATRICES
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def quantize_layers(
     """
     plain = [embedding[ids].astype(np.float32) for ids in windows]
     rounded = list(plain)
-    step = _Step(config, windows.shape[1]) if len(windows) else None
+    step = Step(config, windows.shape[1]) if len(windows) else None
     for index, layer in enumerate(layers):
         earlier = kept(index)
         layer = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), layer)
@@ -205,57 +200,3 @@ def _check_finite(index: int, layer: Layer) -> None:
             raise ModelError(
                 f"layers.{index}.{name}: holds NaN or infinite weights; they cannot be quantized"
             )
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Runs one layer over one window of text, dense and causal, in float32. Equal steps share what is compiled."""
-
-    config: ModelConfig
-    length: int
-
-    @property
-    def angles(self) -> rotary.Angles:
-        return rotary.angles(self.config.rope, jnp.arange(self.length), jnp.full(self.length, self.length))
-
-    def statistics(self, layer: Layer, x: np.ndarray, index: int) -> dict[str, jax.Array]:
-        return self._noting(layer, x, self.config.windows[index], {}, None)
-
-    def moments(
-        self, layer: Layer, x: np.ndarray, index: int, orders: Orders, form: Quantization
-    ) -> dict[str, jax.Array]:
-        return self._noting(layer, x, self.config.windows[index], orders, form)
-
-    def run(self, layer: Layer, x: np.ndarray, index: int) -> np.ndarray:
-        return np.asarray(self._running(layer, x, self.config.windows[index]))
-
-    @functools.partial(jax.jit, static_argnames=("self", "form"))
-    def _noting(self, layer, x, window, orders, form):
-        watched, noted = watch(layer, orders, form)
-        self._layer(watched, x, window)
-        return noted
-
-    @functools.partial(jax.jit, static_argnames=("self",))
-    def _running(self, layer, x, window):
-        return self._layer(layer, x, window)
-
-    def _layer(self, layer: Layer, x: jax.Array, window: jax.Array) -> jax.Array:
-        hidden, _ = run_layer(x, None, layer, self.config, self.angles, attend_causally, 0, window)
-        return hidden
-
-
-def attend_causally(cache, layer, q, k, v, window):
-    """Causal attention of one window over itself, one KV head at a time."""
-    tokens, _, dim = q.shape
-    at = jnp.arange(tokens)
-    back = at[:, None] - at[None, :]
-    seen = (back >= 0) & ((window == 0) | (back < window))
-
-    def one(head):
-        mine, keys, values = head  # [T, G, Dh], [T, Dh], [T, Dh]
-        scores = jnp.einsum("tgd,sd->gts", mine, keys) / math.sqrt(dim)
-        return jnp.einsum("gts,sd->tgd", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), values)
-
-    grouped = q.reshape(tokens, k.shape[1], -1, dim).swapaxes(0, 1)
-    out = jax.lax.map(one, (grouped, k.swapaxes(0, 1), v.swapaxes(0, 1)))
-    return out.swapaxes(0, 1).reshape(q.shape), cache

@@ -12,9 +12,10 @@ from jaxinfer.errors import ConfigError, ModelError
 from jaxinfer.models import forward, init, logits, unstack
 from jaxinfer.models.attention import qkv
 from jaxinfer.models.norms import norm
-from jaxinfer.quant.calibrate import _Step, arrange, attend_causally, quantize_layers
+from jaxinfer.quant.calibrate import arrange, quantize_layers
 from jaxinfer.quant.form import quantization
 from jaxinfer.quant.model import quantize_model
+from jaxinfer.quant.step import Step, attend_causally
 from jaxinfer.quant.text import encode, windows
 
 WINDOWS = np.random.default_rng(3).integers(0, 97, (4, 48)).astype(np.int32)
@@ -39,7 +40,7 @@ def all_logits(model, config, ids):
 def test_statistics_are_those_of_the_inputs(model):
     layer = as_numpy(model.runs[1][0])
     hidden = np.random.default_rng(0).standard_normal((48, 128)).astype(np.float32)
-    step = _Step(NARROW, 48)
+    step = Step(NARROW, 48)
     got = step.statistics(layer, hidden, 1)
     x = np.asarray(norm(hidden, layer.attn_norm, NARROW))
     np.testing.assert_allclose(got["attention.qkv"], [(x**2).sum(0), np.abs(x).sum(0)], rtol=1e-5)
@@ -53,7 +54,7 @@ def test_experts_see_the_tokens_they_receive(model):
     layer = as_numpy(model.runs[0][0])
     hidden = np.random.default_rng(0).standard_normal((48, 128)).astype(np.float32)
     form = quantization("w4a16", NARROW)  # inputs are not rounded
-    step = _Step(NARROW, 48)
+    step = Step(NARROW, 48)
     noted = step.moments(layer, hidden, 0, {}, form)
     x = np.asarray(norm(hidden, layer.attn_norm, NARROW))
     q, k, v = qkv(jnp.asarray(x), layer.attention, NARROW, step.angles)
@@ -78,7 +79,7 @@ def test_folding_the_order_of_down_changes_nothing(model, which):
     order = np.stack([rng.permutation(width) for _ in range(int(np.prod(lead)))]).reshape(*lead, width)
     form = quantization("atom-w4a4", NARROW)
     hidden = rng.standard_normal((48, 128)).astype(np.float32)
-    step = _Step(NARROW, 48)
+    step = Step(NARROW, 48)
     folded = arrange(layer, {"mlp.down": order}, form)
     np.testing.assert_allclose(
         step.run(folded, hidden, which), step.run(layer, hidden, which), rtol=1e-4, atol=1e-4
