@@ -129,6 +129,7 @@ class QuantizationSettings(Section):
       outliers: input channels kept in `outlier_bits`.
       reorder: sort input channels by `statistic` ("squares" or "mean").
       rotate: turn inputs by a Hadamard matrix instead of keeping outliers apart.
+      smooth_keys: make the channels of keys alike in size, for a cache of 4 bits.
       activation_clip, weight_clip: share of the largest magnitude that a scale covers; a weight_clip of 0 is searched.
       method: "gptq", or "rtn": round to nearest.
       damping: of GPTQ's Hessian, as a share of its mean diagonal.
@@ -144,6 +145,7 @@ class QuantizationSettings(Section):
     reorder: bool | None = setting(None)
     statistic: str | None = setting(None, choices=("squares", "mean"))
     rotate: bool | None = setting(None)
+    smooth_keys: bool | None = setting(None)
     activation_clip: float | None = setting(None, low=0, high=1)
     weight_clip: float | None = setting(None, low=0, high=1)
     method: str | None = setting(None, choices=("gptq", "rtn"))

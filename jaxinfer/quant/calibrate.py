@@ -19,6 +19,7 @@ from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.matrices import MatrixReport, packed, relative_error, round_matrix
 from jaxinfer.quant.order import channel_order, outlier_share
 from jaxinfer.quant.rotation import rotate_weights
+from jaxinfer.quant.smoothing import TOKENS, key_scales, smoothed
 from jaxinfer.quant.step import Orders, Step
 from jaxinfer.quant.watch import MATRICES
 
@@ -67,6 +68,8 @@ def quantize_layers(
         layer = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), layer)
         if earlier is None:
             _check_finite(index, layer)
+            if step and form.smooth_keys:
+                layer = smoothed(layer, _key_scales(step, layer, plain))
             statistics = _summed(step.statistics(layer, x, index) for x in plain) if step else {}
             orders = _orders(layer, statistics, form)
             arranged = arrange(layer, orders, form)
@@ -84,6 +87,11 @@ def quantize_layers(
             difference = sum(float(np.square(a - b).sum()) for a, b in zip(plain, rounded))
             drift = math.sqrt(difference / sum(float(np.square(a).sum()) for a in plain))
         yield (new, LayerReport(index, matrices, drift)) if earlier is None else (new, report)
+
+
+def _key_scales(step: Step, layer: Layer, hidden: list[np.ndarray]) -> np.ndarray:
+    seen = hidden[: max(TOKENS // step.length, 1)]
+    return key_scales(np.concatenate([step.keys(layer, x) for x in seen]), step.config)
 
 
 def arrange(layer: Layer, orders: Orders, form: Quantization) -> Layer:

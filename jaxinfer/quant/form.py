@@ -33,6 +33,7 @@ class Quantization:
       outlier_bits: 8, or 16: not rounded at all.
       reorder: sort input channels by `statistic`, so that groups hold like channels and outliers come last.
       rotate: turn inputs by a Hadamard matrix first, which spreads outliers over all channels (QuaRot).
+      smooth_keys: scale keys down and queries up, channel by channel, which 4-bit keys are better for (see `smoothing`).
       activation_clip, weight_clip: share of the largest magnitude that the scale covers; a weight_clip of 0 searches one
         for every matrix.
       method: "gptq" rounds weights one input channel after another and mends the rest; "rtn" rounds to nearest.
@@ -54,6 +55,7 @@ class Quantization:
     outlier_bits: int = 8
     reorder: bool = True
     rotate: bool = False
+    smooth_keys: bool = False
     activation_clip: float = 0.9
     weight_clip: float = 0.85
     method: Literal["rtn", "gptq"] = "gptq"
@@ -94,7 +96,7 @@ class Quantization:
     @property
     def needs_text(self) -> bool:
         """Whether finding the weights takes inputs from real text."""
-        return self.method == "gptq" or self.reorder or self.weight_clip == 0
+        return self.method == "gptq" or self.reorder or self.weight_clip == 0 or self.smooth_keys
 
     def kept(self, inputs: int) -> int:
         """Channels of the low part of a matrix with so many input channels."""
@@ -134,6 +136,7 @@ _MODES: Mapping[str, Mapping[str, Any]] = {
         "activation_bits": 8,
         "rows": 1,
         "two_level": True,
+        "smooth_keys": True,
         "activation_clip": 1.0,
         "weight_clip": 0.0,
     },
@@ -151,6 +154,7 @@ _MODES: Mapping[str, Mapping[str, Any]] = {
     "w4a16": {
         "activation_bits": 16,
         "rows": 1,
+        "smooth_keys": True,
         "outliers": 0,
         "reorder": False,
         "activation_clip": 1.0,

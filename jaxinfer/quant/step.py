@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.models import rotary
+from jaxinfer.models.attention import qkv
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import run_layer
 from jaxinfer.models.layers import Layer
+from jaxinfer.models.norms import normed
 from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.watch import watch
 
@@ -41,6 +43,12 @@ class Step:
 
     def run(self, layer: Layer, x: np.ndarray, index: int) -> np.ndarray:
         return np.asarray(self._running(layer, x, self.config.windows[index]))
+
+    @functools.partial(jax.jit, static_argnames=("self",))
+    def keys(self, layer: Layer, x: np.ndarray) -> jax.Array:
+        """As they are stored: rotated, [T, Hkv, Dh]."""
+        hidden = normed(jnp.asarray(x), layer.attn_norm, self.config)
+        return qkv(hidden, layer.attention, self.config, self.angles)[1]
 
     @functools.partial(jax.jit, static_argnames=("self", "form"))
     def _noting(self, layer, x, window, orders, form):
