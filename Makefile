@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	$(PY) -m jaxinfer.demo
 
 test: $(INSTALLED)
-	$(PY) -m pytest $(PYTEST)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
