@@ -7,6 +7,7 @@ threads spent on a core, waiting for memory included, in calls that take turns; 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 import time
@@ -42,22 +43,22 @@ def run(quick: bool, options: list[str]) -> Result:
     flops_rate, matmul_rows = _matmul_rates(rounds)
     result.rows += matmul_rows
     seconds = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        kernels = []
         for format in FORMATS:
             record = Record(wide, width, format)
             records = _mapped(Path(folder) / format, record)
             host = HostExperts(record, activation="silu", threads=threads)
-            for tokens in TOKENS:
-                row = _measure(host, records, tokens, threads, rounds)
-                seconds[format, tokens] = row["core_s"]
+            stack.callback(host.close)
+            kernels.append((host, records))
+        for tokens in TOKENS:
+            for row in _measure(kernels, tokens, threads, rounds):
+                seconds[row["kernel"], tokens] = row["core_s"]
                 row["of_matmul"] = row["gflops_per_core"] * 1e9 / flops_rate
                 result.rows.append(row)
                 if tokens == 1:
-                    result.summary[f"bandwidth_share_{_short(format)}"] = row["of_read"]
-            host.close()
-            result.summary["matmul_share_64"] = min(
-                result.summary.get("matmul_share_64", np.inf), result.rows[-1]["of_matmul"]
-            )
+                    result.summary[f"bandwidth_share_{_short(row['kernel'])}"] = row["of_read"]
+        result.summary["matmul_share_64"] = min(row["of_matmul"] for row in result.rows[-len(FORMATS) :])
     result.rows.append(_numpy_row(wide, width, rounds))
     result.summary["int4_over_bf16"] = seconds["bfloat16", 1] / seconds["int4", 1]
     result.summary["over_numpy_bf16"] = result.rows[-1]["core_s"] / seconds["bfloat16", 1]
@@ -88,19 +89,23 @@ def _timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def _measure(
-    host: HostExperts, records: np.ndarray, tokens: int, threads: int, rounds: int
-) -> dict[str, Any]:
-    record = host.record
-    x = np.full((tokens, record.model_dim), 0.01, np.float32)
-    shares = np.ones((tokens, 1), np.float32)
-    times = []
+    kernels: list[tuple[HostExperts, np.ndarray]], tokens: int, threads: int, rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each kernel; they take turns, each with a plain read of as many bytes."""
+    times: list[list[tuple[float, ...]]] = [[] for _ in kernels]
     for turn in range(rounds + 1):
         # each in turn reads the record that the other has just pushed out of the caches
         which, other = turn % 2, 1 - turn % 2
-        ids = np.full((tokens, 1), which, np.int32)
-        kernel = _timed(partial(host, x, records, ids, shares))
-        times.append((*kernel, *_timed(partial(read_all, records[other], threads))))
-    core, wall, read_core, read_wall = np.median(times[1:], axis=0)
+        for (host, records), each in zip(kernels, times, strict=True):
+            x = np.full((tokens, host.record.model_dim), 0.01, np.float32)
+            ids, shares = np.full((tokens, 1), which, np.int32), np.ones((tokens, 1), np.float32)
+            kernel = _timed(partial(host, x, records, ids, shares))
+            each.append((*kernel, *_timed(partial(read_all, records[other], threads))))
+    return [_row(host.record, tokens, each[1:]) for (host, _), each in zip(kernels, times, strict=True)]
+
+
+def _row(record: Record, tokens: int, times: list[tuple[float, ...]]) -> dict[str, Any]:
+    core, wall, read_core, read_wall = np.median(times, axis=0)
     flops = 6 * tokens * record.model_dim * record.hidden_dim
     return {
         "kernel": record.format,

@@ -27,7 +27,7 @@ logger = logging.getLogger("jaxinfer")
 
 TOKENS = (1, 64)  # few enough to wait for memory, and enough not to
 _ROUNDS = 7
-_VERSION = 2  # of the kernels and of what is measured
+_VERSION = 3  # of the kernels and of what is measured
 
 
 @dataclass(frozen=True)

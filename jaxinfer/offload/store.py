@@ -17,7 +17,7 @@ from jaxinfer.models.manifest import Manifest
 from jaxinfer.offload.records import leaf_shapes, pack
 from pallas_kernels.packed_experts import Record
 
-_LAYOUT = 1  # of the records; another one makes another file
+_LAYOUT = 2  # of the records; another one makes another file
 
 
 class ExpertStore:

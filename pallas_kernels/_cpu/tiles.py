@@ -11,9 +11,10 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from pallas_kernels._cpu.code import LANES, llvm_function
+from pallas_kernels._cpu.code import llvm_function
+from pallas_kernels._cpu.digit_code import COLUMNS, INTEGER_ROWS, integer_tile_function
 from pallas_kernels._cpu.key_code import score_function, transpose_function, unpack_function, widen_function
 from pallas_kernels._cpu.matmul_code import (
     PACK,
@@ -26,9 +27,7 @@ from pallas_kernels._cpu.matmul_code import (
     tile_function,
 )
 from pallas_kernels._cpu.memory import I64, jit, pointer
-from pallas_kernels._cpu.packed_code import packed_tile_function
 from pallas_kernels._cpu.register import compile_function
-from pallas_kernels._cpu.vector import vload, vmul, vmuladd, vstore
 
 # Widths of column tiles, widest first; all numbers of columns are multiples of 8.
 WIDTHS = tuple(w for w in (64, 32, 16, 8) if w <= TILE_COLUMNS)
@@ -82,14 +81,12 @@ def _tiles(kinds_and_widths, bf16):
     return functions
 
 
-def _packed_tiles(bits):
+def _integer_tiles(bits):
     """The same for a B of integers."""
 
     def functions(module):
-        for kind, width in itertools.product((STREAM, PACK), STREAM_WIDTHS):
-            for rows in _rows_of(kind):
-                key = tile_key.py_func(kind, width, rows)
-                yield key, packed_tile_function(module, rows, width, bits, kind)
+        for rows in range(1, INTEGER_ROWS + 1):
+            yield tile_key.py_func(STREAM, COLUMNS, rows), integer_tile_function(module, rows, bits)
 
     return functions
 
@@ -126,8 +123,8 @@ _float32_switch = _tile_switch(
     )
 )
 _bfloat16_switch = _tile_switch(_tiles([(STREAM, STREAM_WIDTHS), (PACK, STREAM_WIDTHS)], bf16=True))
-_int8_switch = _tile_switch(_packed_tiles(8))
-_int4_switch = _tile_switch(_packed_tiles(4))
+_int8_switch = _tile_switch(_integer_tiles(8))
+_int4_switch = _tile_switch(_integer_tiles(4))
 
 
 def float32_tiles(which):
@@ -233,46 +230,9 @@ def stream_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulat
 
 
 @jit
-def _add_scaled_rows(c, ldc, sums, scales, rows, width, accumulate):
-    """C[rows, width] (+)= sums[rows, width] * scales[width]"""
-    for row in range(rows):
-        for column in range(0, width, LANES):
-            to, scale = c + row * ldc + 4 * column, vload(scales + 4 * column)
-            total = vload(sums + 4 * (row * width + column))
-            vstore(to, vmuladd(total, scale, vload(to)) if accumulate != 0 else vmul(total, scale))
-
-
-def weight_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, scales, next_b, pack):
-    """As `stream_tile`; a B of integers has scales [width] at `scales`, the same for all of its depth. `pack` has room
-    for TILE_ROWS more rows then.
-    """
-    raise NotImplementedError("only numba code calls this")
-
-
-@overload(weight_tile, jit_options={"error_model": "numpy", "boundscheck": False, "nogil": True})
-def _weight_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, scales, next_b, pack):
-    packed = tag in (types.int8, types.int16)
-
-    def floating(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, scales, next_b, pack):
-        stream_tile(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, next_b, pack)
-
-    def integers(tag, size, c, ldc, a, lda, b, ldb, rows, width, depth, accumulate, scales, next_b, pack):
-        tagged = scales + (1 if accumulate != 0 else 0)
-        chunks = (rows + TILE_ROWS - 1) // TILE_ROWS
-        first = 0
-        for chunk in range(chunks):
-            n = (rows - first + chunks - chunk - 1) // (chunks - chunk)
-            c_at, a_at = c + first * ldc, a + first * lda
-            if chunk == 0:
-                which = tile_key(STREAM if chunks == 1 else PACK, width, n)
-                _run_tile(tag, which, c_at, ldc, a_at, lda, b, ldb, depth, tagged, next_b, pack)
-            else:
-                which, sums = tile_key(PLAIN, width, n), pack + 4 * width * depth
-                _run_tile(FLOAT32, which, sums, 4 * width, a_at, lda, pack, 4 * width, depth, 0, 0, 0)
-                _add_scaled_rows(c_at, ldc, sums, scales, n, width, accumulate)
-            first += n
-
-    return integers if packed else floating
+def integer_tile(tag, c, ldc, a, lda, b, rows, depth, group):
+    """C[rows, 16] = A[rows, depth] @ B[depth, 16] for at most INTEGER_ROWS rows, see `digit_code`."""
+    _run_tile(tag, tile_key(STREAM, COLUMNS, rows), c, ldc, a, lda, b, 0, depth, group, 0, 0)
 
 
 @jit

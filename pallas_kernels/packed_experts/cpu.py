@@ -9,8 +9,8 @@ from pallas_kernels._cpu.register import register
 from pallas_kernels.expert_mlp.cpu import ACTIVATION_CODES, MAX_WORKERS, ROW_PAD
 from pallas_kernels.packed_experts.layout import Record
 
-# One worker's packed block of weights, DEPTH_BLOCK (_native.py) rows of the widest tile, and the sums of a tile of rows.
-PACK_FLOATS = (128 + 6) * 64
+# One worker's packed block of weights: DEPTH_BLOCK (_native.py) rows of the widest tile.
+PACK_FLOATS = 128 * 64
 
 
 def packed_experts(

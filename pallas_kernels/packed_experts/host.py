@@ -101,24 +101,30 @@ def _code(format: str) -> _Code:
         raise NotImplementedError(f"numba cannot be imported ({error})") from None
 
 
+_HEAD, _OF_BUFFER = (
+    17,
+    6 + 4,
+)  # words of a frame and the API table behind it, of a buffer with at most four dimensions
+
+
 class _Frame:
     """A call frame as XLA would pass it, see `_cpu.frame`: what the native code reads of it, and nothing else."""
 
     def __init__(self, arguments: list[np.ndarray], results: list[np.ndarray]):
-        self._kept = [*arguments, *results]
-        words = [0] * 16
-        words[2] = self._address([0])  # an API table of no size: there is no pool
-        words[(40 + 32) // 8] = self._buffers(arguments)
-        words[(80 + 32) // 8] = self._buffers(results)
-        self.address = self._address(words)
+        self._kept = arrays = [*arguments, *results]
+        self._words = np.empty(_HEAD + (1 + _OF_BUFFER) * len(arrays), np.int64)
+        self.address = self._words.ctypes.data
+        buffers = _HEAD + len(arrays)
+        words = [0] * _HEAD
+        words[2] = self._word(_HEAD - 1)  # an API table of no size: there is no pool
+        words[(40 + 32) // 8] = self._word(_HEAD)
+        words[(80 + 32) // 8] = self._word(_HEAD + len(arguments))
+        words += [self._word(buffers + _OF_BUFFER * number) for number in range(len(arrays))]
+        for array in arrays:
+            begin = len(words)
+            words += [0, 0, 0, array.ctypes.data, 0, self._word(begin + 6), *array.shape]
+            words += [0] * (begin + _OF_BUFFER - len(words))
+        self._words[:] = words
 
-    def _buffers(self, arrays: list[np.ndarray]) -> int:
-        buffers = [
-            self._address([0, 0, 0, array.ctypes.data, 0, self._address(array.shape)]) for array in arrays
-        ]
-        return self._address(buffers)
-
-    def _address(self, values) -> int:
-        array = np.array([*values, 0], np.int64)
-        self._kept.append(array)
-        return array.ctypes.data
+    def _word(self, place: int) -> int:
+        return self.address + 8 * place

@@ -1,13 +1,15 @@
-"""The bytes of one expert: gate, up, scales of both, down, scales of down.
+"""The bytes of one expert: gate, up, down, each a matrix [K, N] in tiles of columns, so that memory is read in order.
 
-The columns of a matrix [K, N] are cut into tiles of 64, what is left of them into tiles of 16; a tile [K, 64] lies in one
-piece, row by row, so that memory is read in order. In int4 a byte holds two rows of a column: an even one in the low
-nibble, the next in the high one, as two's complement. Integers have a float32 scale for 128 (or fewer) rows of a column:
-[K / 128, N].
+Floating: tiles of 64 columns, what is left of them in tiles of 16; a tile [K, 64] lies in one piece, row by row.
+
+Integers: tiles of 16 columns, each group by group. A group is 128 (or fewer) rows, which share a float32 scale in each
+column: first its lines, then the 16 scales. A line has four bytes of every column: four rows of it, or, where a byte holds
+two rows, eight: the first four in the low halves, 8 more than they are, the others in the high ones as two's complement.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +17,8 @@ import ml_dtypes
 import numpy as np
 
 GROUP = 128  # most rows that share a scale
-TILE, SMALL_TILE = 64, 16  # columns
+TILE, SMALL_TILE = 64, 16  # columns; integers have small tiles only
+SCALES = 4 * SMALL_TILE  # bytes, of a group of a tile
 _BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 FORMATS = tuple(_BITS)
 _LARGEST = {"int8": 127, "int4": 7}
@@ -58,46 +61,51 @@ class Record:
         return self.bits <= 8
 
     @cached_property
-    def offsets(self) -> tuple[int, int, int, int, int]:
-        """Where gate, up, their scales, down and its scales begin."""
-        half = self.model_dim * self.hidden_dim * self.bits // 8
-        down = 2 * half + self._scale_bytes(self.model_dim, 2 * self.hidden_dim)
-        return 0, half, 2 * half, down, down + half
+    def offsets(self) -> tuple[int, int, int]:
+        """Where gate, up and down begin."""
+        gate = self._matrix_bytes(self.model_dim, self.hidden_dim)
+        return 0, gate, 2 * gate
 
     @cached_property
     def nbytes(self) -> int:
-        return self.offsets[4] + self._scale_bytes(self.hidden_dim, self.model_dim)
+        return self.offsets[2] + self._matrix_bytes(self.hidden_dim, self.model_dim)
 
-    def _scale_bytes(self, rows: int, columns: int) -> int:
-        return 4 * -(-rows // self.group) * columns if self.scaled else 0
+    def _matrix_bytes(self, rows: int, columns: int) -> int:
+        scales = -(-rows // self.group) * SCALES * columns // SMALL_TILE if self.scaled else 0
+        return rows * columns * self.bits // 8 + scales
 
     def pack(self, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
         """Floating weights [D, 2, F] (gate, up) and [F, D] as uint8 [nbytes]; integers are rounded to nearest.
 
         The largest weight of a group becomes 127, or 7.
         """
-        return self._join(*(self._encode(part) for part in (gate_up[:, 0], gate_up[:, 1], down)))
+        return self._join(self._encode(part) for part in (gate_up[:, 0], gate_up[:, 1], down))
 
     def pack_codes(self, gate: Rounded, up: Rounded, down: Rounded) -> np.ndarray:
         """As `pack`, of weights that are rounded already."""
         assert self.scaled
-        lines = ((_nibbles(codes) if self.bits == 4 else codes, scales) for codes, scales in (gate, up, down))
-        return self._join(*lines)
+        return self._join(self._blocks(*part) for part in (gate, up, down))
 
-    def _join(self, gate: Rounded, up: Rounded, down: Rounded) -> np.ndarray:
-        """The record of lines and scales."""
-        scales = np.concatenate((gate[1], up[1]), axis=1, dtype=np.float32)
-        parts = (_tiled(gate[0]), _tiled(up[0]), scales, _tiled(down[0]), down[1].astype(np.float32))
-        return np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts])
+    def _join(self, parts: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
 
-    def _encode(self, weights: np.ndarray) -> Rounded:
-        """The lines that are stored, and the scales (no rows for floating ones)."""
-        if not self.scaled:
-            dtype = np.float32 if self.bits == 32 else ml_dtypes.bfloat16
-            stored = weights.astype(dtype)
-            return stored.view(f"u{stored.dtype.itemsize}"), np.zeros((0, weights.shape[1]), np.float32)
-        integers, scales = quantize(weights, _LARGEST[self.format], self.group)
-        return (_nibbles(integers) if self.bits == 4 else integers), scales
+    def _encode(self, weights: np.ndarray) -> np.ndarray:
+        if self.scaled:
+            return self._blocks(*quantize(weights, _LARGEST[self.format], self.group))
+        return _tiled(weights.astype(np.float32 if self.bits == 32 else ml_dtypes.bfloat16))
+
+    def _blocks(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """Integers and scales as bytes, a row for each tile."""
+        tiles, depth = codes.shape[1] // SMALL_TILE, 32 // self.bits
+        fours = codes.view(np.uint8).reshape(-1, depth, tiles, SMALL_TILE).transpose(2, 0, 3, 1)
+        lines = (_halved(fours) if self.bits == 4 else fours).reshape(tiles, -1)
+        by_tile = scales.astype(np.float32).reshape(-1, tiles, SMALL_TILE).swapaxes(0, 1)
+        factors = np.ascontiguousarray(by_tile).view(np.uint8).reshape(tiles, -1, SCALES)
+        size = self.group * SMALL_TILE * self.bits // 8
+        whole = codes.shape[0] // self.group
+        groups = lines[:, : whole * size].reshape(tiles, whole, size)
+        joined = np.concatenate((groups, factors[:, :whole]), axis=2).reshape(tiles, -1)
+        return np.concatenate((joined, lines[:, whole * size :], *factors[:, whole:].swapaxes(0, 1)), axis=1)
 
 
 def quantize(weights: np.ndarray, largest: int, rows_of_group: int = GROUP) -> Rounded:
@@ -113,10 +121,9 @@ def quantize(weights: np.ndarray, largest: int, rows_of_group: int = GROUP) -> R
     return integers, scales
 
 
-def _nibbles(integers: np.ndarray) -> np.ndarray:
-    """int8 [K, N] in -8..7 -> uint8 [K / 2, N]"""
-    bits = integers.view(np.uint8) & 15
-    return bits[0::2] | (bits[1::2] << 4)
+def _halved(eights: np.ndarray) -> np.ndarray:
+    """Eight rows of a column as four bytes."""
+    return ((eights[..., :4] + 8) & 15) | (eights[..., 4:] << 4)
 
 
 def _tiled(lines: np.ndarray) -> np.ndarray:

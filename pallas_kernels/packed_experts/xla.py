@@ -1,13 +1,14 @@
 """packed_experts by unpacking the expert of one block of rows at a time."""
 
 import functools
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.expert_mlp.xla import ACTIVATIONS, grouped_matmul_by
-from pallas_kernels.packed_experts.layout import SMALL_TILE, TILE, Record
+from pallas_kernels.packed_experts.layout import SCALES, SMALL_TILE, TILE, Record
 
 
 def packed_experts(
@@ -47,34 +48,33 @@ def packed_experts(
 
 def unpack(stored: jax.Array, record: Record, part: str) -> jax.Array:
     """One matrix of a record, "gate" or "up" [D, F] or "down" [F, D], as float32. stored: uint8 [record.nbytes]"""
+    begin, end = dict(zip(("gate", "up", "down"), pairwise((*record.offsets, record.nbytes))))[part]
     wide, width = record.model_dim, record.hidden_dim
-    gate, up, scales, down, down_scales = record.offsets
-    begin = {"gate": gate, "up": up, "down": down}[part]
     rows, columns = (width, wide) if part == "down" else (wide, width)
-    count = rows * columns * record.bits // 8
-    weights = _untiled(_lines(stored[begin : begin + count], record.bits), columns)
-    if record.bits == 4:
-        weights = (
-            jnp.stack([weights << 4, weights], axis=1).reshape(rows, columns) >> 4
-        )  # signs follow the high bit
-    weights = weights.astype(jnp.float32)
-    if not record.scaled:
-        return weights
-    first, end, width_of_scales = (
-        (down_scales, record.nbytes, columns) if part == "down" else (scales, down, 2 * columns)
+    stored = stored[begin:end]
+    if record.scaled:
+        tiles = stored.reshape(columns // SMALL_TILE, -1)
+        size = record.group * SMALL_TILE * record.bits // 8 + SCALES
+        whole = rows // record.group
+        groups = tiles[:, : whole * size].reshape(len(tiles), whole, size), tiles[:, None, whole * size :]
+        return jnp.concatenate([_scaled(part, record.bits) for part in groups if part.size])
+    dtype = jnp.float32 if record.bits == 32 else jnp.bfloat16
+    elements = lax.bitcast_convert_type(stored.reshape(-1, record.bits // 8), dtype)
+    return _untiled(elements, columns).astype(jnp.float32)
+
+
+def _scaled(groups: jax.Array, bits: int) -> jax.Array:
+    """Lines and scales, uint8 [tiles, groups, bytes] -> float32 [rows, columns]"""
+    tiles, count, _ = groups.shape
+    codes = lax.bitcast_convert_type(groups[..., :-SCALES], jnp.int8).reshape(tiles, count, -1, SMALL_TILE, 4)
+    if bits == 4:
+        codes = jnp.concatenate(((codes & 15) - 8, codes >> 4), axis=-1)
+    scales = lax.bitcast_convert_type(
+        groups[..., -SCALES:].reshape(tiles, count, 1, SMALL_TILE, 4), jnp.float32
     )
-    factors = lax.bitcast_convert_type(stored[first:end].reshape(-1, 4), jnp.float32)
-    factors = factors.reshape(-1, width_of_scales)
-    factors = factors[:, columns:] if part == "up" else factors[:, :columns]
-    return weights * jnp.repeat(factors, record.group, axis=0)[:rows]
-
-
-def _lines(stored: jax.Array, bits: int) -> jax.Array:
-    """Bytes as elements: float32, bfloat16, or int8 (which holds two nibbles where bits is 4)."""
-    if bits <= 8:
-        return lax.bitcast_convert_type(stored, jnp.int8)
-    dtype = jnp.float32 if bits == 32 else jnp.bfloat16
-    return lax.bitcast_convert_type(stored.reshape(-1, bits // 8), dtype)
+    codes = codes.transpose(1, 2, 4, 0, 3).reshape(count, -1, tiles * SMALL_TILE)
+    scales = scales.transpose(1, 2, 0, 3).reshape(count, 1, -1)
+    return (codes * scales).reshape(-1, tiles * SMALL_TILE)
 
 
 def _untiled(flat: jax.Array, columns: int) -> jax.Array:

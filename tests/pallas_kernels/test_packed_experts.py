@@ -90,6 +90,28 @@ def test_host_and_cpu_kernel_agree_in_every_bit_and_rows_stand_alone(format):
         np.testing.assert_array_equal(alone, together[rows])
 
 
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_activations_beside_a_huge_one_keep_what_float32_would(format):
+    """Integers of 24 bits stand for activations: what is lost is 2^-23 of the group's largest, at most."""
+    record, records, x, ids, weights, gate_up, down = make(3, 256, 64, 2, 1, format, skip=0)
+    x[:, 7], x[1] = 3000, 0
+    want = oracle(x, ids, weights, gate_up, down, format)
+    got = run(record, records, x, ids, weights, "host")
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
+    assert not got[1].any()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_stays_in_its_row(format, bad):
+    record, records, x, ids, weights, *_ = make(9, 144, 64, 2, 1, format, skip=0)
+    right = run(record, records, x, ids, weights, "host")
+    x[4, 140] = bad
+    out = run(record, records, x, ids, weights, "host")
+    assert not np.isfinite(out[4]).any()
+    np.testing.assert_array_equal(np.delete(out, 4, 0), np.delete(right, 4, 0))
+
+
 def test_float32_records_equal_expert_mlp_in_every_bit():
     record, records, x, ids, weights, gate_up, down = make(9, 64, 96, 4, 2, "float32")
     plain = expert_mlp(
