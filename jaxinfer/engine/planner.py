@@ -5,9 +5,10 @@ from __future__ import annotations
 from jaxinfer.config import EngineSettings
 from jaxinfer.engine.admission import Admission, Fifo
 from jaxinfer.engine.beam_search import Pick
-from jaxinfer.engine.beams import Beams, has_source, owns_page
+from jaxinfer.engine.beams import Beams
+from jaxinfer.engine.pages import SequencePages
 from jaxinfer.engine.plan import Chunk, StepPlan, TokensNeeded
-from jaxinfer.engine.sequence import Sequence, common_length
+from jaxinfer.engine.sequence import Sequence
 from jaxinfer.kvcache.cache import PageCache
 from jaxinfer.kvcache.prefix import Node
 from jaxinfer.models.config import RopeConfig
@@ -23,7 +24,7 @@ class Planner:
         self, settings: EngineSettings, cache: PageCache, rope: RopeConfig, waiting: Admission | None = None
     ):
         self.settings = settings
-        self.cache = cache
+        self.pages = SequencePages(cache, rope)
         self.waiting: Admission = Fifo() if waiting is None else waiting
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -32,6 +33,10 @@ class Planner:
         self._rope = rope
         self._restart = restarts_at(rope)
         self._slots = list(range(settings.max_seqs - 1, -1, -1))
+
+    @property
+    def cache(self) -> PageCache:
+        return self.pages.cache
 
     def plan(self, *, in_flight: bool) -> StepPlan:
         """The next step, booked on its sequences; empty when there is nothing to do before tokens are read.
@@ -57,7 +62,7 @@ class Planner:
         room = self.max_tokens - len(plan.decodes)
         budget = room if plan.steps > 1 else self.waiting.prefill_budget(len(plan.decodes), keys, room)
         for sequence in prefilling:
-            if sequence.slot >= 0 and has_source(sequence, self.cache):  # not preempted by the decodes above
+            if sequence.slot >= 0 and self.pages.has_begun(sequence):  # not preempted by the decodes above
                 budget -= self._plan_chunk(sequence, budget, plan)
         if plan.steps == 1:
             self._admit(budget, plan)
@@ -70,9 +75,7 @@ class Planner:
         """Give back the slot and the pages of a finished or preempted sequence, of a beam with all beams of its search; what
         it computed stays cached."""
         for each in sequence.siblings:
-            self._publish(each, min(each.computed, each.known))
-            self.cache.release(each.pages, each.nodes)
-            each.pages, each.nodes = [], []
+            self.pages.give_back(each)
             self.running.remove(each)
         self._take_slots_back(sequence)
         if sequence.finished:
@@ -87,7 +90,7 @@ class Planner:
                 self._rewind(sequence)
                 self.waiting.preempted(sequence)
         self.running.clear()
-        self.cache = cache
+        self.pages = SequencePages(cache, self._rope)
 
     def fork(self, beams: Beams, picks: list[Pick]) -> None:
         """The beams of a search go on as it picked them."""
@@ -111,10 +114,10 @@ class Planner:
         return min(self.settings.decode_steps, longest)
 
     def _plan_decodes(self, decoding: list[Sequence], plan: StepPlan, in_flight: bool) -> list[Chunk]:
-        if plan.steps > 1 and not all(self._reserve(s, self._steps_of(s, plan.steps)) for s in decoding):
+        if plan.steps > 1 and not all(self.pages.reserve(s, self._steps_of(s, plan.steps)) for s in decoding):
             plan.steps = 1
         for sequence in decoding:
-            while sequence.slot >= 0 and not self._reserve(sequence, 1):
+            while sequence.slot >= 0 and not self.pages.reserve(sequence, 1):
                 if in_flight:
                     raise TokensNeeded
                 self._preempt(self.waiting.victim(self.running))
@@ -139,17 +142,17 @@ class Planner:
         sparse = sequence.computed >= sequence.dense_tokens
         most = 1 if sparse else sequence.dense_tokens - sequence.computed
         count = min(budget, self.settings.chunk, sequence.planned - sequence.computed, most)
-        if count <= 0 or not self._reserve(sequence, count):
+        if count <= 0 or not self.pages.reserve(sequence, count):
             return 0
         start = sequence.computed
         sequence.advance(count)
         plan.prefills.append(Chunk(sequence, start, count, samples=sequence.decoding, sparse=sparse))
-        self._publish(sequence, min(sequence.computed, sequence.prompt_length))
+        self.pages.publish(sequence, min(sequence.computed, sequence.prompt_length))
         return count
 
     def _admit(self, budget: int, plan: StepPlan) -> None:
         deferred: list[Sequence] = []
-        pledged = sum(self._pages_to_come(sequence) for sequence in self.running if not sequence.decoding)
+        pledged = sum(self.pages.to_come(sequence) for sequence in self.running if not sequence.decoding)
         while (
             self._places > 0
             and budget > 0
@@ -159,12 +162,8 @@ class Planner:
             if sequence.awaits_prefix:
                 deferred.append(sequence)
                 continue
-            path = (
-                []
-                if sequence.request.score
-                else self.cache.match(sequence.tokens[: sequence.dense_tokens + 1], sequence.namespace)
-            )
-            if self._is_being_computed(sequence, len(path)):
+            path = self.pages.match(sequence)
+            if self.pages.is_being_computed(sequence, len(path), self.running):
                 deferred.append(sequence)
                 continue
             if not (self._has_places(sequence) and self._has_room(sequence, path, pledged)):
@@ -172,7 +171,7 @@ class Planner:
                 break
             self._start(sequence, path)
             budget -= self._plan_chunk(sequence, budget, plan)
-            pledged += sum(map(self._pages_to_come, sequence.siblings))
+            pledged += sum(map(self.pages.to_come, sequence.siblings))
         self.waiting.put_back(deferred)
 
     @property
@@ -188,24 +187,14 @@ class Planner:
         for every sequence that runs, so that admission does not preempt."""
         if not self.running:
             return True
-        needed = sum(map(self._pages_to_come, sequence.siblings)) - len(path) + len(self.running)
+        needed = sum(map(self.pages.to_come, sequence.siblings)) - len(path) + len(self.running)
         if sequence.beams is not None:
             needed += sequence.beams.width - len(sequence.siblings)  # each will write to a page of its own
-        return needed + pledged <= self.cache.available - self.cache.count_idle(path)
-
-    def _pages_to_come(self, sequence: Sequence) -> int:
-        there = len(sequence.pages) or sequence.source_tokens // self.cache.page_size
-        return max(self._page_count(sequence.planned + 1) - there, 0)
+        return self.pages.has(needed + pledged, path)
 
     def _start(self, sequence: Sequence, path: list[Node]) -> None:
         sequence.slot = self._slots.pop()
-        sequence.pages = self.cache.acquire(path)
-        sequence.nodes = list(path)
-        sequence.tail = path[-1] if path else self.cache.tree.root(sequence.namespace)
-        sequence.published = len(path)
-        sequence.computed = len(path) * self.cache.page_size
-        if sequence.cached_tokens is None:
-            sequence.cached_tokens = sequence.computed
+        self.pages.begin(sequence, path)
         self.running.append(sequence)
         if sequence.beams is not None:
             self._start_beams(sequence.beams)
@@ -216,59 +205,9 @@ class Planner:
         others = beams.sequences[1:]
         for sequence in others:
             sequence.slot = self._slots.pop()
-            sequence.tail = self.cache.tree.root(sequence.namespace)
+            sequence.tail = self.pages.root(sequence)
         beams.slots = [self._slots.pop() for _ in range(beams.width - len(beams.sequences))]
         self.running += others
-
-    def _is_being_computed(self, sequence: Sequence, cached_pages: int) -> bool:
-        """Whether a running prefill is about to compute the next page of this prefix, so that waiting saves work."""
-        end = (cached_pages + 1) * self.cache.page_size
-        if sequence.request.score or not self.cache.sharing or end >= sequence.planned:
-            return False
-        for other in self.running:
-            if other.decoding or other.request.score or other.namespace != sequence.namespace:
-                continue
-            theirs = other.tokens[: min(other.prompt_length, other.dense_tokens)]
-            common = common_length(sequence.tokens[:-1][: sequence.dense_tokens], theirs)
-            if other.computed < end <= common:
-                sequence.awaited = other
-                sequence.awaited_tokens = common // self.cache.page_size * self.cache.page_size
-                return True
-        return False
-
-    def _reserve(self, sequence: Sequence, count: int) -> bool:
-        """Make sure that the next `count` tokens have pages."""
-        missing = self._page_count(sequence.computed + count) - len(sequence.pages)
-        if missing <= 0:
-            return sequence.beams is None or owns_page(sequence, self.cache)
-        pages = self.cache.allocate(missing)
-        if pages is None:
-            return False
-        sequence.pages += pages
-        return True
-
-    def _publish(self, sequence: Sequence, computed: int) -> None:
-        """Share the full pages among the first `computed` tokens."""
-        if not self.cache.sharing or sequence.tail is None:
-            return
-        if self._rope.kind == "dynamic" and sequence.namespace != 0:
-            computed = min(
-                computed, sequence.prompt_length
-            )  # answers were rotated by other bases than prompts are
-        computed = min(computed, sequence.dense_tokens)
-        size = self.cache.page_size
-        while (sequence.published + 1) * size <= computed:
-            index = sequence.published
-            key = sequence.tokens[index * size : (index + 1) * size].tobytes()
-            node = self.cache.publish(sequence.tail, key, sequence.pages[index])
-            if node.page != sequence.pages[index]:
-                sequence.tail = (
-                    None  # someone else's page: it may be evicted, so nothing of ours hangs below it
-                )
-                return
-            sequence.tail = node
-            sequence.nodes.append(node)
-            sequence.published += 1
 
     def _preempt(self, sequence: Sequence) -> None:
         self.release(sequence)
@@ -304,6 +243,3 @@ class Planner:
                 self._preempt(sequence)
             sequence.rope_floor = sequence.planned
             sequence.namespace = prefix_namespace(self._rope, sequence.planned)
-
-    def _page_count(self, tokens: int) -> int:
-        return -(-tokens // self.cache.page_size)
