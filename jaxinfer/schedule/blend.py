@@ -76,7 +76,7 @@ class BlendScanner:
         self.heavy = np.zeros(64, np.int64)  # running requests of the right
         self.heavies = 0
         self.place = np.full(len(prompt), -1, np.int64)  # in `heavy`
-        self.since = np.zeros(len(prompt), np.int64)
+        self.since = np.full(len(prompt), -1, np.int64)  # the step of its start
         self.light_held = 0.0
         self.holds = np.zeros(len(prompt))  # what each running request of the left adds to it
         self.expect(shared, square, weight)
@@ -122,7 +122,7 @@ class BlendScanner:
             if mine >= 0:
                 self.open[mine] += 1
                 self.open_prompt[mine] += self.prompt[request]
-            age = self.clock - self.since[request] if self.since[request] else 0
+            age = self.clock - self.since[request] if self.since[request] >= 0 else 0
             rest = max(length - age, 0.0)
             self.left_tokens += rest
             self.left_reads += (self.prompt[request] + age) * rest + rest * rest / 2
