@@ -94,6 +94,19 @@ def test_a_stored_model_is_the_one_that_was_quantized(source, text, converted):
     assert texts_of(llm) == first
 
 
+def test_log_probabilities_of_beams_are_those_of_their_answers(converted):
+    llm = LLM(converted[0], config=load_config(None, ["engine.max_seqs=4"]))
+    sampling = SamplingParams(temperature=0, max_tokens=6, beam_width=3, n=3, logprobs=1)
+    for prompt, out in zip(PROMPTS, list(llm.generate(PROMPTS, sampling)), strict=True):
+        ids = llm.prompt_ids(prompt).tolist()
+        sums = []
+        for choice in out.choices:
+            scores = llm.score([*ids, *choice.token_ids])[len(ids) - 1 :]
+            np.testing.assert_allclose([each.logprob for each in choice.logprobs], scores, atol=1e-4)
+            sums.append(scores.mean())
+        assert len(sums) == 3 and sums == sorted(sums, reverse=True)
+
+
 def test_every_piece_names_its_type_and_the_report_is_there(converted):
     folder, _ = converted
     manifest = json.loads((folder / "jaxinfer.json").read_text())

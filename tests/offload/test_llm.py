@@ -98,7 +98,8 @@ def low_bit(shared_data, tmp_path_factory):
         shared_data("checkpoints/babyllama105-moe"),
         tmp_path_factory.mktemp("converted") / "w4a16",
     )
-    chosen = ["--set", "quantization.method=rtn", "--set", "quantization.weight_clip=1.0"]
+    without_text = ("method=rtn", "weight_clip=1.0", "smooth_keys=false")
+    chosen = [f"--set=quantization.{text}" for text in without_text]
     assert convert_command([str(source), str(folder), "--quant", "w4a16", *chosen]) == 0
     return folder
 
@@ -107,15 +108,19 @@ def test_experts_of_a_quantized_checkpoint(low_bit, tmp_path):
     """All on the device as the checkpoint has them, and as records: the same codes and scales, the same answers."""
     draw = np.random.default_rng(4)
     prompts = [draw.integers(3, 105, draw.integers(1, 90)).tolist() for _ in range(8)]
+    sampling = [SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)] * 6
+    sampling += [SamplingParams(temperature=0, max_tokens=8, beam_width=3, n=3)] * 2
     settings = load_config(None, ["engine.layers=scan", "cache.pages=120", f"offload.folder={tmp_path}"])
     out = []
     for slots in (None, 40, 10):
         config = read_manifest(low_bit).config
         llm = LLM(low_bit, config=settings if slots is None else with_slots(config, settings, slots))
         assert llm.engine.memory.expert_slots == slots
-        answers = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
-        out.append([tuple(answer.token_ids) for answer in answers])
+        answers = list(llm.generate(prompts, sampling))
+        assert [answer.error for answer in answers] == [None] * 8
+        out.append([[choice.token_ids for choice in answer.choices] for answer in answers])
     assert out[0] == out[1] == out[2]
+    assert [len(choices) for choices in out[0]] == [1] * 6 + [3] * 2
 
 
 def test_the_batch_command_with_experts_on_the_host(tmp_path):
