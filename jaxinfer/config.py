@@ -174,7 +174,8 @@ class OffloadSettings(Section):
       rule: how many experts the device gets. "exact" counts everything else first, "paper" is Fiddler's 0.95 rule.
       placement: which ones: "popularity" (the most visited of all layers), "by_layer" (as many of each layer) or
         "whole_layers" (the first layers, as llama.cpp splits a model).
-      popularity: JSON file of how often each expert is visited; empty takes all for equal.
+      popularity: JSON file of how often each expert is visited, as `python -m jaxinfer.popularity` measures it on a text;
+        empty takes all for equal.
       adaptive: experts that the running work asks for take the places of others.
       landing_slots: slots for experts that are brought for later, such as those that the next layer will ask for; what
         is streamed for the layer at hand has two places of its own.

@@ -62,6 +62,9 @@ class Exchange:
     The slot table changes with each answer, as the pool does in the program that receives it; programs take the pool from
     each other, so table and pool go the same way.
 
+    Attributes:
+      visits: int [L, E] since the model was loaded.
+
     Args:
       foresight: what the next layer will ask for; None leaves that alone.
       adaptive: experts that the workload asks for more than for a resident take its place.
@@ -79,6 +82,7 @@ class Exchange:
         adaptive: bool,
     ):
         self.traffic = Traffic()
+        self.visits = np.zeros((len(store.layers), store.experts), np.int64)
         self._store, self._residents, self._host = store, residents, host
         self._policy, self._costs, self._foresight, self._adaptive = policy, costs, foresight, adaptive
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="expert-host")
@@ -174,6 +178,7 @@ class Exchange:
         traffic = self.traffic
         traffic.layers += 1
         traffic.collected += later
+        self.visits[row] += load.tokens
         traffic.visits += int(load.tokens.sum())
         traffic.hits += int(load.tokens[load.resident].sum())
         traffic.on_host += int(load.tokens[list(split.host)].sum())

@@ -110,6 +110,10 @@ class Offload:
         """Counts since the model was loaded, see `exchange.Traffic`."""
         return {f"expert_{name}": value for name, value in asdict(self._exchange.traffic).items()}
 
+    def visits(self) -> np.ndarray:
+        """How often each expert was asked for since the model was loaded: int [L, E] of the layers with experts."""
+        return self._exchange.visits.copy()
+
     def close(self) -> None:
         """Ends the threads."""
         self._exchange.close()
