@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxinfer.config import load_config
-from jaxinfer.errors import ConfigError, JaxInferError
+from jaxinfer.errors import ConfigError, JaxInferError, RequestError
 from jaxinfer.llm import LLM
 
 WINDOW = 2048  # tokens that a text is cut into, where the engine's context is not shorter
@@ -26,7 +26,7 @@ def count_visits(llm: LLM, text: str) -> tuple[np.ndarray, int]:
 
     Raises:
       ConfigError: its experts are not offloaded.
-      RequestError: the model has no tokenizer, or the text is empty.
+      RequestError: the model has no tokenizer.
     """
     offload = llm.engine.offload
     if offload is None:
@@ -36,7 +36,7 @@ def count_visits(llm: LLM, text: str) -> tuple[np.ndarray, int]:
         )
     ids, window = llm.prompt_ids(text), min(WINDOW, llm.engine.memory.context)
     before = offload.visits()
-    llm.score([ids[start : start + window] for start in range(0, max(len(ids), 1), window)])
+    llm.score([ids[start : start + window] for start in range(0, len(ids), window)])
     return offload.visits() - before, len(ids)
 
 
@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         llm = LLM(options.model, config=load_config(options.config, options.set))
         profile = {}
         for name, text in texts.items():
-            counts, tokens = count_visits(llm, text)
+            try:
+                counts, tokens = count_visits(llm, text)
+            except RequestError as error:
+                raise ConfigError(f"{name}: {error}") from None
             profile[name] = {"tokens": tokens, "counts": counts.tolist()}
         _write(options.output, json.dumps({"model": llm.model_fingerprint, "texts": profile}) + "\n")
     except JaxInferError as error:
@@ -65,9 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+    if not text.strip():
+        raise ConfigError(f"{path}: is empty; expected text such as the model will be given")
+    return text
 
 
 def _write(path: Path, content: str) -> None:

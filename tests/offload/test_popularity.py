@@ -63,6 +63,7 @@ def test_counts_are_what_the_placement_then_finds(tmp_path, capsys):
     "content, more, said",
     [
         ("A text.", [], "offload.device_memory is not set"),
+        (" \n", [], "text.txt: is empty"),
         (b"\xff\xfe\xff", [], "cannot be read as text"),
         (None, [], "cannot be read as text"),
         ("A text.", ["--model", "nowhere"], "nowhere"),
