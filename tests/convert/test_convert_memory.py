@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from test_quantize import TOKENIZER
 
 from jaxinfer.models import tensor_table
 from jaxinfer.models.families import from_hugging_face
@@ -55,18 +56,21 @@ MODELS = {
 # Memory beyond that of an interpreter which has everything imported and has converted a small model.
 MEASURED = """
 import sys
+from pathlib import Path
 import jax
 jax.config.update("jax_platforms", "cpu")
 from convert.convert import convert
+from convert.quantize import Quantize
 
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 
-small, source, out = sys.argv[1:]
-convert(small, out + "-small")
+small, source, out, *text = sys.argv[1:]
+quantize = Quantize("atom-w4a8", {"samples": 4, "length": 256}, Path(text[0])) if text else None
+convert(small, out + "-small", quantize=quantize)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
-convert(source, out)
+convert(source, out, quantize=quantize)
 print(status("VmHWM") - before)
 """
 
@@ -109,3 +113,39 @@ def test_peak_memory_is_below_twice_the_largest_tensor(family, tmp_path):
         f"{family}: largest tensor {largest / MIB:.0f} MiB, peak {peak / MIB:.0f} MiB, {peak / largest:.2f} of it"
     )
     assert peak < 2 * largest
+
+
+QUANTIZED = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+WEIGHTS = 1024 * (4 * 1024 + 3 * 2048)  # of a layer
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_of_quantizing_does_not_grow_with_the_layers(tmp_path):
+    """Four more layers take less than one of them in float32. All in all it is some ten of them: GPTQ's moments in float64,
+    and what one layer over one window takes."""
+    text = tmp_path / "text.txt"
+    draw = np.random.default_rng(0)
+    text.write_text(" ".join(f"w{i}" for i in draw.integers(1, 64, 2000)))
+    peaks = {}
+    for layers in (4, 8):
+        folder = tmp_path / str(layers)
+        folder.mkdir()
+        small = QUANTIZED | {"hidden_size": 128, "intermediate_size": 128}
+        for name, config in (("small", small), ("big", QUANTIZED)):
+            write_big_folder(folder / name, config | COMMON | {"num_hidden_layers": layers})
+            (folder / name / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+        command = [sys.executable, "-c", MEASURED, *(folder / n for n in ("small", "big", "out")), text]
+        peaks[layers] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        shutil.rmtree(folder)
+    layer = 4 * WEIGHTS
+    print({layers: f"{peak / layer:.1f} layers in float32" for layers, peak in peaks.items()})
+    assert peaks[8] < peaks[4] + layer
+    assert peaks[8] < 16 * layer
