@@ -9,6 +9,7 @@ from pallas_kernels.int4_matmul.matrix import BLOCK
 OUTPUTS = 64  # of a block: the rows of a wgmma
 OUT_COLUMNS = 32  # of a tile of the result in shared memory: 128 bytes
 STAGES = 6
+UNUSED = -1  # in place of a block's matrix: it ends at once
 
 
 def _tiled(columns: int, size: int = 1) -> tuple:
@@ -34,8 +35,16 @@ def scratch_types(tile: int, dtype, high: bool) -> dict:
     return scratch
 
 
-def block_of_outputs(
-    experts, given, out, *,
+def block_of_outputs(experts, given, out, **rest):
+    expert = experts[lax.axis_index("rows")]
+
+    @pl.when(expert != UNUSED)
+    def _():
+        _compute(expert, given, out, **rest)
+
+
+def _compute(
+    expert, given, out, *,
     w_ring, x_ring, arrived, out_tile, stage, w_high=None, x_high=None, high_arrived=None,
     groups, each, scale_rows, pair,
 ):  # fmt: skip
@@ -43,7 +52,6 @@ def block_of_outputs(
     floats, two_level, high = "biased" not in given, "channel" in given, "w_high" in given
     per_group = not floats and given["x_scale"].shape[0] > 1
     column, block, part = (lax.axis_index(name) for name in ("outputs", "rows", "part"))
-    expert = experts[block]
     outputs, rows = pl.ds(column * OUTPUTS, OUTPUTS), pl.ds(block * tile, tile)
     begin = part * each
     count = jnp.clip(groups - begin, 0, each)

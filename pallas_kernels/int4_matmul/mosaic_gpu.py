@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels._mosaic import plgpu, processors
-from pallas_kernels.int4_matmul._block import OUTPUTS, block_of_outputs, scratch_types
+from pallas_kernels.int4_matmul._block import OUTPUTS, UNUSED, block_of_outputs, scratch_types
 from pallas_kernels.int4_matmul.matrix import BLOCK, PackedMatrix
 from pallas_kernels.quantize.rows import QuantizedRows
 
@@ -49,7 +49,7 @@ def _grouped(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array) -> jax.A
     tile = next((size for size in ROWS if size * experts >= rows), ROWS[-1])
     count = rows // tile + experts  # as many as can be
     ends, block_ends = jnp.cumsum(group_sizes), jnp.cumsum(-(-group_sizes // tile))
-    of_row = jnp.searchsorted(ends, jnp.arange(rows), side="right")  # experts: no matrix
+    of_row = _expert(ends, rows)  # experts: no matrix
     mine = jnp.minimum(of_row, experts - 1)
     first = jnp.where(mine > 0, block_ends[mine - 1], 0) * tile
     place = first + jnp.arange(rows) - (ends[mine] - group_sizes[mine])
@@ -57,9 +57,14 @@ def _grouped(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array) -> jax.A
     padded = jax.tree.map(
         lambda a: jnp.zeros((count * tile, a.shape[1]), a.dtype).at[place].set(a, mode="drop"), x
     )
-    blocks = jnp.minimum(jnp.searchsorted(block_ends, jnp.arange(count), side="right"), experts - 1)
-    out = _blocks(padded, w, blocks.astype(jnp.int32), tile)
+    of_block = _expert(block_ends, count)
+    out = _blocks(padded, w, jnp.where(of_block < experts, of_block, UNUSED), tile)
     return out.at[place].get(mode="fill", fill_value=0)
+
+
+def _expert(ends: jax.Array, count: int) -> jax.Array:
+    """int32 [count]: in how many experts' places 0 to count - 1 lie beyond the end. No search: XLA would wait for the host."""
+    return (jnp.arange(count)[:, None] >= ends).sum(1, dtype=jnp.int32)
 
 
 def _check(x: QuantizedRows, w: PackedMatrix) -> None:
@@ -77,7 +82,8 @@ def _check(x: QuantizedRows, w: PackedMatrix) -> None:
 
 
 def _blocks(x: QuantizedRows, w: PackedMatrix, experts: jax.Array, tile: int) -> jax.Array:
-    """x: rows of whole blocks; w with an axis E in front; experts: int32, the matrix of each block of rows."""
+    """x: rows of whole blocks; w with an axis E in front; experts: int32, the matrix of each block of rows, which is left
+    unwritten where it is UNUSED."""
     assert x.low is not None and w.low is not None and w.scale is not None
     rows, groups = x.low.shape[0], w.groups
     parts = _parts(w.outputs // OUTPUTS * len(experts), groups)
