@@ -63,6 +63,17 @@ def _ragged(shape) -> Case:
     return Case(run, (q, pool, pool, ((), "int32"), *of_rows, ((), "int32")), instruction=wgmma)
 
 
+def _packed_ragged(shape, bits) -> Case:
+    q, pool, _, *rest = _ragged(shape).arguments
+    codes, words = (*pool[0][:4], shape.head_dim * bits // 8), pool[0][:4]
+
+    def run(q, k_codes, k_words, v_codes, v_words, *args):
+        pools = PackedPages(k_codes, k_words), PackedPages(v_codes, v_words)
+        return ragged.ragged_attention(q, *pools, *args[:-1], scale=shape.head_dim**-0.5, window=args[-1])
+
+    return Case(run, (q, *((codes, "uint8"), (words, "int32")) * 2, *rest))
+
+
 def _hybrid(shape) -> Case:
     decodes, chunks = len(shape.decodes), len(shape.chunks)
     rows, page = decodes + chunks, shape.page_size
@@ -159,6 +170,15 @@ CASES = {
         for name in names
     },
     **{f"ragged_attention {name}": _ragged(shape) for name, shape in RAGGED_SHAPES.items()},
+    **{
+        f"ragged_attention {name} int{bits}": _packed_ragged(RAGGED_SHAPES[name], bits)
+        for name, bits in (
+            ("pocket_prefill", 8),
+            ("llama3_8b_chunks", 4),
+            ("llama3_8b_chunks", 8),
+            ("llama3_8b_page_32", 4),
+        )
+    },
     **{f"hybrid_attention {name}": _hybrid(shape) for name, shape in MIXED_SHAPES.items()},
     **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_scores {name} int8": _scaled_scores(shape) for name, shape in SCORES_SHAPES.items()},

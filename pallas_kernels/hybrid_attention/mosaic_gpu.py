@@ -22,6 +22,7 @@ from jax import lax
 from pallas_kernels._mosaic import pl, plgpu, processors
 from pallas_kernels._roles import Role
 from pallas_kernels.hybrid_attention.xla import merge
+from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.page_attention import mosaic_gpu as decode
 from pallas_kernels.ragged_attention import mosaic_gpu as prefill
 from pallas_kernels.ragged_attention._query_tiles import END
@@ -34,6 +35,10 @@ def hybrid_attention(
     """See `api.hybrid_attention`."""
     if pace < 1:
         raise ValueError(f"hybrid_attention: pace {pace}; 1 or more")
+    if isinstance(k_pages, PackedPages) or isinstance(v_pages, PackedPages):
+        raise NotImplementedError(
+            "packed pools, for which both roles together have too few registers; bfloat16"
+        )
     others = jnp.where(single, 0, query_len)
     pools = (k_pages, v_pages, layer)
     roles = (

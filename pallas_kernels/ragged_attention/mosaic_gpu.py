@@ -10,6 +10,10 @@ some 32 + n / 2 keys a row more than it needs, and a tile that its tokens do not
 Bytes: a tile reads its keys and values once, 4 * D * keys, that is 128 flops a byte; tiles of one row run beside one another
 and find them in the second-level cache, so memory gives them about once. Queries are read once; outputs are written by
 tiles and then gathered into the tokens' order, 3 times their size, where clearing what no row owns would take 2.
+
+Packed pools: codes come as they are and are opened to bfloat16 in shared memory, once for both halves of the rows, which rounds
+keys and values to 8 bits of mantissa. Their words, 8 bytes a key and head, are gathered into the order of all rows' page tables
+first (a page's own 64 bytes of words cannot be copied next to another's), whether a row has queries in this step or not.
 """
 
 import functools
@@ -50,6 +54,8 @@ COPY = 16  # keys that one warp copies for a step
 STAGES = 2  # 96 KiB in all, so that two blocks share a processor and one has the tensor cores while the other is at its softmax
 # Added to scores that do not count; far below the first maximum, so that their weights are 0 even before a score that does.
 LOWEST, LOWEST_TOP = -1e30, -1e15
+# A gather brings the words of packed keys and values, 4 bytes a token and head, into the order of the rows' pages.
+MOST_WORD_BYTES = 1 << 28
 LOG2_E = math.log2(math.e)
 
 
@@ -87,23 +93,34 @@ def role(
     rows = (a.astype(jnp.int32) for a in (query_start, query_len, kv_len))
     tiles, slots = query_tiles(*rows, tokens=padded, size=size)
     queries = jnp.pad(q.reshape(tokens, -1), ((0, padded - tokens), (0, 0)))
-    pools = (a.reshape(layers, pages * kv_heads, page_size, head_dim) for a in (k_pages, v_pages))
+    packed = isinstance(k_pages, PackedPages)
+    arrays = (k_pages.codes, v_pages.codes) if packed else (k_pages, v_pages)
+    pools = [a.reshape(layers, pages * kv_heads, page_size, -1) for a in arrays]
+    if packed:
+        pools += [listed_words(a.words, layer, page_table) for a in (k_pages, v_pages)]
     return Role(
         grid=(len(tiles), kv_heads),
         body=functools.partial(attend_tile, group=group, kv_heads=kv_heads, scale=scale * LOG2_E),
         inputs=(tiles, page_table.astype(jnp.int32), scalars(layer, window), queries, *pools),
         outputs=(jax.ShapeDtypeStruct((len(tiles) * size, q_heads * head_dim), q.dtype),),
-        scratch=scratch_types(group, head_dim),
+        scratch=scratch_types(group, head_dim, k_pages.shape[4] if packed else 0),
         finish=lambda out: out.at[slots[:tokens]].get(mode="fill", fill_value=0).reshape(q.shape),
     )
 
 
 def check(q: jax.Array, k_pages: jax.Array | PackedPages, v_pages: jax.Array | PackedPages) -> None:
     """Raises NotImplementedError for what the kernel does not take."""
-    types = ["packed" if isinstance(a, PackedPages) else a.dtype.name for a in (q, k_pages, v_pages)]
-    if types != ["bfloat16"] * 3:
-        raise NotImplementedError(f"queries, keys and values: {', '.join(types)}; bfloat16")
     head_dim, page_size, group = q.shape[2], k_pages.shape[3], q.shape[1] // k_pages.shape[2]
+    types = [
+        f"{a.bits(head_dim)} bits" if isinstance(a, PackedPages) else a.dtype.name
+        for a in (q, k_pages, v_pages)
+    ]
+    if types[0] != "bfloat16" or types[1] != types[2] or types[1] not in ("bfloat16", "8 bits", "4 bits"):
+        raise NotImplementedError(
+            f"queries, keys and values of {', '.join(types)}; bfloat16, or both packed alike"
+        )
+    if types[1] == "4 bits" and head_dim != 128:
+        raise NotImplementedError(f"4 bits of head dimension {head_dim}; 128")
     if head_dim not in (64, 128) or page_size not in (16, 32):
         raise NotImplementedError(f"head dimension {head_dim}, page size {page_size}; 64 or 128, 16 or 32")
     if group > ROWS // 8:
@@ -135,14 +152,35 @@ def scalars(layer: jax.Array | int, window: jax.Array | int) -> jax.Array:
     return jnp.stack([jnp.asarray(layer, jnp.int32), jnp.where(window > 0, window, largest)])
 
 
-def scratch_types(group: int, head_dim: int) -> dict:
-    """What a block needs of shared memory and barriers."""
+def listed_words(words: jax.Array, layer: jax.Array | int, page_table: jax.Array) -> jax.Array:
+    """Words [L, N, Hkv, page] of the rows' pages, which are filled up to whole steps: int32 [S, Hkv, tokens]."""
+    size = 4 * page_table.size * words.shape[2] * words.shape[3]
+    if size > MOST_WORD_BYTES:
+        raise NotImplementedError(
+            f"{size} bytes of steps and smallest values in the rows' order; {MOST_WORD_BYTES}"
+        )
+    table = jnp.pad(page_table, ((0, 0), (0, -page_table.shape[1] % (KEYS // words.shape[3]))))
+    found = words[layer, table].swapaxes(1, 2)
+    return found.reshape(*found.shape[:2], -1)
+
+
+def scratch_types(group: int, head_dim: int, code_bytes: int) -> dict:
+    """What a block needs of shared memory and barriers; `code_bytes`: of a packed vector, 0 for bfloat16."""
     tile, step = (
         plgpu.SMEM(shape, jnp.bfloat16, transforms=swizzled(head_dim))
         for shape in ((HALVES, WGMMA_ROWS, head_dim), (STAGES, KEYS, head_dim))
     )
-    arrived = plgpu.Barrier(num_arrivals=KEYS // COPY, num_barriers=STAGES)
+    arrived = plgpu.Barrier(num_arrivals=KEYS // COPY + (code_bytes > 0), num_barriers=STAGES)
+    opened = {}
+    if code_bytes:
+        wide = plgpu.SMEM((KEYS, head_dim), jnp.bfloat16, transforms=swizzled(head_dim))
+        words = plgpu.SMEM((STAGES, KEYS), jnp.int32)
+        opened = {"k_tile": wide, "v_tile": wide, "k_words": words, "v_words": words}
+        columns = min(code_bytes, 64)
+        transforms = plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(columns)  # type: ignore[abstract]
+        step = plgpu.SMEM((STAGES, KEYS, code_bytes), jnp.uint8, transforms=transforms)
     return {
+        **opened,
         "q_tile": tile,
         "k_ring": step,
         "v_ring": step,
@@ -154,15 +192,18 @@ def scratch_types(group: int, head_dim: int) -> dict:
 
 
 def attend_tile(
-    tile, head, tiles, page_table, scalars, q, k_pages, v_pages, out,
-    *, q_tile, k_ring, v_ring, stage, q_arrived, k_arrived, v_arrived, group, kv_heads, scale,
+    tile, head, tiles, page_table, scalars, q, k_pages, v_pages, *rest,
+    q_tile, k_ring, v_ring, stage, q_arrived, k_arrived, v_arrived, group, kv_heads, scale,
+    k_tile=None, v_tile=None, k_words=None, v_words=None,
 ):  # fmt: skip
     """One tile of queries and one KV head.
 
     tiles: int32 [tiles, 6], see `_query_tiles`; scalars: see `scalars`; q, out: [tokens, Hq * D], out by tiles;
-    k_pages, v_pages: [L, N * Hkv, page, D]; scale: to powers of two.
+    k_pages, v_pages: [L, N * Hkv, page, D] or codes of as many; rest: words of both, see `listed_words`, where they are codes,
+    and out; scale: to powers of two.
     """
-    head_dim, page_size = k_ring.shape[2], k_pages.shape[2]
+    *list_words, out = rest
+    head_dim, page_size = q_tile.shape[2], k_pages.shape[2]
     size = tile_tokens(group)
     row, token, position, first, end, length = (
         tiles[tile, field] for field in (ROW, TOKEN, POSITION, FIRST, END, LENGTH)
@@ -176,7 +217,10 @@ def attend_tile(
     narrow = blocks - (jnp.maximum(end - window, 0) + KEYS - 1) // KEYS
     layout = plgpu.Layout.WGMMA
 
-    def request(pages, ring, arrived, step):
+    def request(step, which):
+        """Copies what a step takes of the keys (which 0) or of the values (1) into its slot."""
+        pages, ring, arrived = ((k_pages, k_ring, k_arrived), (v_pages, v_ring, v_arrived))[which]
+
         @pl.when(step < count)
         def _():
             slot = lax.rem(step, STAGES)
@@ -188,6 +232,12 @@ def attend_tile(
                 inside = lax.rem(key, page_size) // COPY * COPY
                 source = pages.at[layer, at, pl.ds(inside, COPY)]
                 plgpu.copy_gmem_to_smem(source, ring.at[slot, pl.ds(warp * COPY, COPY)], arrived.at[slot])
+                if list_words:
+
+                    @pl.when(warp == 0)
+                    def _():
+                        found = list_words[which].at[row, head, pl.ds((blocks - 1 - step) * KEYS, KEYS)]
+                        plgpu.copy_gmem_to_smem(found, (k_words, v_words)[which].at[slot], arrived.at[slot])
 
     def along_rows(vector, columns):
         return lax.broadcast_in_dim(vector, (WGMMA_ROWS, columns), (0,))
@@ -213,38 +263,77 @@ def attend_tile(
         ring[0] = jnp.where(key < length, found, jnp.zeros_like(found))
         plgpu.commit_smem()
 
-    def one_half(half, step, slot, carry):
+    def widen(ring, words, slot, step, to):
+        """What the codes of a slot stand for, nothing where no token has written."""
+        found = plgpu.load(words.at[slot], layout=layout.reduce(1), optimized=False)
+        key = (
+            plgpu.broadcasted_iota(jnp.int32, (KEYS,), 0, layout=layout.reduce(1))
+            + (blocks - 1 - step) * KEYS
+        )
+        width = min(ring.shape[2], 64)
+        step_and_low = [
+            along_rows(jnp.where(key < length, lax.bitcast_convert_type(bits, jnp.float32), 0.0), width)
+            for bits in (found & -0x10000, found << 16)
+        ]
+        for begin in range(0, ring.shape[2], width):
+            codes = plgpu.load(ring.at[slot, :, pl.ds(begin, width)], layout=layout, optimized=False).astype(
+                jnp.int32
+            )
+            parts = [codes] if ring.shape[2] == head_dim else [codes & 15, codes >> 4]
+            for half, part in enumerate(parts):
+                values = part.astype(jnp.float32) * step_and_low[0] + step_and_low[1]
+                to[:, pl.ds(begin + half * ring.shape[2], width)] = values.astype(jnp.bfloat16)
+
+    def open_step(step, slot):
+        """Keys and values of a step, ready to be multiplied."""
+        if not list_words:
+            pl.when(step > 0)(lambda: plgpu.barrier_wait(k_arrived.at[slot]))
+            return k_ring.at[slot], v_ring.at[slot]
+        plgpu.commit_smem()  # every warp has multiplied the last step
+        for which, ring, words, arrived, to in (
+            (0, k_ring, k_words, k_arrived, k_tile),
+            (1, v_ring, v_words, v_arrived, v_tile),
+        ):
+            plgpu.barrier_wait(arrived.at[slot])
+            widen(ring, words, slot, step, to)
+            plgpu.commit_smem()
+            request(step + STAGES, which)
+        return k_tile, v_tile
+
+    def one_half(half, step, slot, pair, carry):
+        keys, values = pair
         top, summed, acc = carry
 
         def multiply_keys(scores):
-            plgpu.wgmma(scores, q_tile.at[half], k_ring.at[slot].T)
+            plgpu.wgmma(scores, q_tile.at[half], keys.T)
             plgpu.wgmma_wait(0)
 
         some_do_not_see = (step < plain) | (step >= narrow)
         scores = lax.cond(some_do_not_see, lambda: mask(half, step), lambda: zeros(KEYS))
         scores = accumulate(multiply_keys, scores)
-        if half == HALVES - 1:
+        if half == HALVES - 1 and not list_words:
             plgpu.commit_smem()  # every warp has read the slot
-            request(k_pages, k_ring, k_arrived, step + STAGES)
+            request(step + STAGES, 0)
         new_top = jnp.maximum(top, scores.max(axis=1) * scale)
         keep = jnp.exp2(top - new_top)
         weights = jnp.exp2(scores * scale - along_rows(new_top, KEYS))
         summed = summed * keep + weights.sum(axis=1)
 
         def multiply_values(total):
-            wgmma_from_registers(total, weights.astype(jnp.bfloat16), v_ring.at[slot], stage)
+            wgmma_from_registers(total, weights.astype(jnp.bfloat16), values, stage)
             plgpu.wgmma_wait(0)
 
-        if half == 0:
+        if half == 0 and not list_words:
             pl.when(step > 0)(lambda: plgpu.barrier_wait(v_arrived.at[slot]))
         return new_top, summed, accumulate(multiply_values, acc * along_rows(keep, head_dim))
 
     def one_step(step, carries):
         slot = lax.rem(step, STAGES)
-        pl.when(step > 0)(lambda: plgpu.barrier_wait(k_arrived.at[slot]))
-        carries = tuple(one_half(half, step, slot, carry) for half, carry in enumerate(carries))
-        plgpu.commit_smem()
-        request(v_pages, v_ring, v_arrived, step + STAGES)
+        pair = open_step(step, slot)
+        carries = tuple(one_half(half, step, slot, pair, carry) for half, carry in enumerate(carries))
+        if not list_words:
+            plgpu.commit_smem()
+            request(step + STAGES, 1)
         return carries
 
     @pl.when(count > 0)
@@ -255,16 +344,17 @@ def attend_tile(
             source = q.at[pl.ds(tokens + offset, rows.size), columns[g]]
             plgpu.copy_gmem_to_smem(source, q_tile.at[half, rows], q_arrived)
         for step in range(STAGES):
-            request(k_pages, k_ring, k_arrived, step)
-            request(v_pages, v_ring, v_arrived, step)
+            request(step, 0)
+            request(step, 1)
         plgpu.barrier_wait(q_arrived)
-        plgpu.barrier_wait(k_arrived.at[0])
-        plgpu.barrier_wait(v_arrived.at[0])
+        if not list_words:
+            plgpu.barrier_wait(k_arrived.at[0])
+            plgpu.barrier_wait(v_arrived.at[0])
 
-        @pl.when(blocks * KEYS > length)
-        def _():
-            clear(k_ring)
-            clear(v_ring)
+            @pl.when(blocks * KEYS > length)
+            def _():
+                clear(k_ring)
+                clear(v_ring)
 
         start = (vector(LOWEST_TOP), vector(0.0), zeros(head_dim))
         for half, (_, summed, acc) in enumerate(lax.fori_loop(0, count, one_step, (start,) * HALVES)):

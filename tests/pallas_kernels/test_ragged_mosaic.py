@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels._mosaic import simulator
-from pallas_kernels.packed_pages import PackedPages, pack
+from pallas_kernels.packed_pages import PackedPages, pack, unpack
 from pallas_kernels.ragged_attention import ragged_attention
 from pallas_kernels.ragged_attention._query_tiles import END, FIRST, LENGTH, POSITION, ROW, TOKEN, query_tiles
 from pallas_kernels.ragged_attention.shapes import SIMULATED, AttentionShape
@@ -28,6 +28,20 @@ def test_matches_its_twin(name, window):
     args = ragged_tests.make(SIMULATED[name], jnp.bfloat16)
     want = ragged_attention(*args, scale=0.2, window=window, implementation="xla")
     got = simulated(*args, window=jnp.int32(window))
+    np.testing.assert_allclose(got, np.asarray(want, np.float32), rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "bits", "window"), [("pocket", 8, 0), ("page_32", 4, 50)])
+def test_packed_pools(name, bits, window):
+    """Against attention over what the codes stand for in bfloat16; where nothing is written, steps and smallest values are NaN."""
+    q, k_pages, v_pages, layer, table, *rows = ragged_tests.make(SIMULATED[name], jnp.bfloat16)
+    pools = [PackedPages(*pack(pages, bits)) for pages in (k_pages, v_pages)]
+    row = int(jnp.argmax(rows[2]))
+    last, held = divmod(int(rows[2][row]), k_pages.shape[3])
+    dirty = [p._replace(words=p.words.at[1, table[row, last], :, held:].set(-1)) for p in pools]
+    got = simulated(q, *dirty, layer, table, *rows, window=window)
+    opened = [unpack(*pool, bits).astype(jnp.bfloat16) for pool in pools]
+    want = ragged_attention(q, *opened, layer, table, *rows, scale=0.2, window=window, implementation="xla")
     np.testing.assert_allclose(got, np.asarray(want, np.float32), rtol=2e-2, atol=1e-2)
 
 
@@ -91,22 +105,22 @@ def test_tiles_hold_every_token_once(rows, size):
     ("q_heads", "head_dim", "page_size", "kind", "message"),
     [
         (4, 128, 16, "float32", "float32.*; bfloat16"),
-        (4, 128, 16, "packed", "bfloat16, packed, packed; bfloat16"),
+        (4, 128, 16, "packed", "bfloat16, 8 bits, 4 bits; bfloat16, or both packed alike"),
+        (4, 64, 16, "int4", "4 bits of head dimension 64; 128"),
         (4, 32, 16, "bfloat16", "head dimension 32, page size 16; 64 or 128"),
         (4, 64, 8, "bfloat16", "page size 8; 64 or 128, 16 or 32"),
         (34, 64, 16, "bfloat16", "17 query heads to a KV head; at most 16"),
     ],
 )
 def test_limits(q_heads, head_dim, page_size, kind, message):
-    dtype = jnp.dtype("bfloat16" if kind == "packed" else kind)
+    bits = {"packed": (8, 4), "int4": (4, 4)}.get(kind, ())
+    dtype = jnp.dtype("bfloat16" if bits else kind)
     pool = jnp.zeros((1, 2, 2, page_size, head_dim), dtype)
-    pool = PackedPages(*pack(pool, 8)) if kind == "packed" else pool
+    pools = [PackedPages(*pack(pool, b)) for b in bits] or [pool, pool]
     rows = jnp.zeros(1, jnp.int32)
     q = jnp.zeros((8, q_heads, head_dim), dtype)
     with pytest.raises(NotImplementedError, match=message), simulator():
-        ragged_attention(
-            q, pool, pool, 0, rows[None], rows, rows, rows, scale=1.0, implementation="mosaic_gpu"
-        )
+        ragged_attention(q, *pools, 0, rows[None], rows, rows, rows, scale=1.0, implementation="mosaic_gpu")
 
 
 def test_a_scale_that_turns_the_order_of_scores_is_refused():
