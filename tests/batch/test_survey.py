@@ -13,7 +13,8 @@ def test_a_depth_first_plan_serves_common_prefixes_together(tmp_path):
     for policy in ("fcfs", "dfs"):
         model = FakeLLM(window=1)
         out = tmp_path / policy
-        assert run("-i", source, "-o", out, "--set", f"schedule.policy={policy}", model=model) == 1
+        options = ["--set", f"schedule.policy={policy}", "--set", "batch.created=1"]
+        assert run("-i", source, "-o", out, *options, model=model) == 1
         served[policy] = model.served
     assert served["fcfs"] == [f"r{i}" for i in range(20)]
     first = int(served["dfs"][0][1:]) % 2
