@@ -20,7 +20,7 @@ CHANNELS_PER_LANE = 2**24 // (128 * 120)
 def int4_matmul(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array | None = None) -> jax.Array:
     """See `api.int4_matmul`."""
     _check(x, w)
-    rows = x.tokens
+    rows, grouped = x.tokens, group_sizes is not None
     if group_sizes is None:
         group_sizes = jnp.full(1, rows, jnp.int32)
         w = jax.tree.map(lambda a: a[None], w)
@@ -50,7 +50,7 @@ def int4_matmul(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array | None
         jax.ShapeDtypeStruct((min(os.cpu_count() or 1, MAX_WORKERS), 2 * WORDS), jnp.int32),
     )
     out = jax.ffi.ffi_call(name, results, vmap_method="sequential")(*args)[0]
-    if experts > 1:
+    if grouped:
         out = jnp.where((jnp.arange(rows) < group_sizes.sum())[:, None], out, 0)
     return out
 
