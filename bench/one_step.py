@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import logging
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -47,7 +48,9 @@ MODELS = {
     ),
 }
 COMMON = ("cache.pages=4097", "engine.max_tokens_per_step=512", "model.dtype=bfloat16")
-_KERNEL = re.compile(r'custom_call_target="mosaic_gpu[^"]*".*?op_name="[^"]*?([a-z0-9_]+)/(?:mpmd_map|pallas_call|core_map)')
+_KERNEL = re.compile(
+    r'custom_call_target="mosaic_gpu[^"]*".*?op_name="[^"]*?([a-z0-9_]+)/(?:mpmd_map|pallas_call|core_map)'
+)
 
 
 def compile_step(model: str, weights: str, step: str, settings: list[str]) -> dict[str, Any]:
@@ -71,18 +74,19 @@ def compile_step(model: str, weights: str, step: str, settings: list[str]) -> di
     leaves, tree = jax.tree.flatten((abstract(config, "bfloat16"), None))
     spec = StepSpec(config, tree, known.engine.decode_steps, quest, None, known.engine.overlap == "on")
     state = jax.eval_shape(memory.make_state)
+    run: Callable[..., Any] = mixed_step
+    batch = batcher.mixed(StepPlan(), memory.token_buckets[-1])
     if step == "decode":
-        run, batch = decode_steps, (batcher.decode(StepPlan(), memory.row_buckets[-1]), jnp.int32(4))
-    else:
-        run, batch = mixed_step, (batcher.mixed(StepPlan(), memory.token_buckets[-1]),)
+        run = functools.partial(decode_steps, steps=spec.decode_steps)
+        batch = batcher.decode(StepPlan(), memory.row_buckets[-1])
     mesh = h200()
     sharding = NamedSharding(mesh, PartitionSpec())
     given = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), (leaves, state, *batch)
+        lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=sharding), (leaves, state, batch)
     )
     refused = _Refused()
     logging.getLogger("pallas_kernels").addHandler(refused)
-    program = jax.jit(lambda *args: run(spec, *args, MAX_TOP_LOGPROBS), donate_argnums=1)
+    program = jax.jit(lambda *args: run(spec, *args, top=MAX_TOP_LOGPROBS), donate_argnums=1)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         compiled = program.trace(*given).lower().compile()
     text, sizes = compiled.as_text(), compiled.memory_analysis()

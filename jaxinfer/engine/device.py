@@ -12,7 +12,7 @@ import numpy as np
 from jaxinfer.attention.quest import QuestPolicy
 from jaxinfer.config import Settings
 from jaxinfer.core import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
-from jaxinfer.engine.batch import Batcher, Needs, needs_of
+from jaxinfer.engine.batch import Batch, Batcher, Needs, needs_of
 from jaxinfer.engine.memory import MemoryPlan, bucket
 from jaxinfer.engine.plan import StepPlan
 from jaxinfer.engine.sampler import Sampled
@@ -70,6 +70,8 @@ class Device:
         self._programs = Programs.of(spec)
         self._compiled_before = self._programs.compilations  # by other engines of the same spec
         self._batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
+        # Of the decode calls' loops, (): any. A GPU's host waits for every round of a loop whose length it has to learn.
+        self._lengths = (1, spec.decode_steps) if jax.default_backend() == "gpu" else ()
         self._state = self._new_state()
 
     @property
@@ -84,10 +86,10 @@ class Device:
         scores, top = None, _top(plan)
         if not plan.prefills:
             rows = bucket(len(plan.decodes), self.memory.row_buckets)
-            real, padded = sum(chunk.count for chunk in plan.decodes), rows * plan.steps
+            steps = bucket(plan.steps, self._lengths) if self._lengths else plan.steps
+            real, padded = sum(chunk.count for chunk in plan.decodes), rows * steps
             batch = self._batcher.decode(plan, rows)
-            given = (self._weights, self._state, batch)
-            self._state, sampled = self._programs.decode(*given, np.int32(plan.steps), top=top)
+            sampled = self._decode(batch, steps, top)
         else:
             real = sum(chunk.count for chunk in plan.decodes + plan.prefills)
             padded = bucket(real, self.memory.token_buckets)
@@ -112,8 +114,8 @@ class Device:
                 self._state, _ = self._programs.mixed(*given, top=MAX_TOP_LOGPROBS)
             for size in self.memory.row_buckets:
                 batch = self._batcher.decode(nothing, size)._replace(needs=needs)
-                given = (self._weights, self._state, batch)
-                self._state, _ = self._programs.decode(*given, np.int32(0), top=MAX_TOP_LOGPROBS)
+                for steps in self._lengths or (0,):
+                    self._decode(batch, steps, MAX_TOP_LOGPROBS)
         self._set_slot(nowhere, np.zeros(0, np.int32), {}, ())
         jax.block_until_ready(self._state)
 
@@ -126,6 +128,14 @@ class Device:
         """Lose all keys and slots: a failed call may have taken its donated state with it."""
         del self._state  # before its successor is allocated
         self._state = self._new_state()
+
+    def _decode(self, batch: Batch, steps: int, top: int) -> Sampled:
+        given = (self._weights, self._state, batch)
+        if self._lengths:
+            self._state, sampled = self._programs.decode(*given, steps=steps, top=top)
+        else:
+            self._state, sampled = self._programs.decode(*given, np.int32(steps), top=top)
+        return sampled
 
     def _new_state(self) -> State:
         state = self.memory.make_state()

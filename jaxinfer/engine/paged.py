@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,13 +14,16 @@ import jax.numpy as jnp
 from jaxinfer.attention import Chosen, QuestPolicy, choose, choose_or_reuse, chooses_anew
 from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
-from jaxinfer.models.decoder import Attend
+from jaxinfer.models.decoder import Attend, ByLayer
 from pallas_kernels.hybrid_attention import hybrid_attention
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.packed_pages import PackedPages, pack, unpack
 from pallas_kernels.page_attention import page_attention
 from pallas_kernels.page_bounds import page_bounds
 from pallas_kernels.ragged_attention import ragged_attention
+
+# Between dense and sparse layers, from the first to the last. With more of them each layer chooses as it runs.
+MOST_CHANGES = 2
 
 
 class PagedCache(NamedTuple):
@@ -52,7 +57,7 @@ class PagedRows(NamedTuple):
 def paged_attention(
     config: ModelConfig, policy: QuestPolicy | None, rows: PagedRows, kv_slots: jax.Array, *, mixed: bool,
     overlap: bool = False,
-) -> Attend:  # fmt: skip
+) -> Attend | ByLayer:  # fmt: skip
     """The attention of a forward pass over flat tokens [T]: writes their keys and values, then attends.
 
     Args:
@@ -66,7 +71,7 @@ def paged_attention(
     lengths = jnp.where(single, rows.kv_lengths, 0)
     anew = single if policy is None else single & chooses_anew(policy, lengths, rows.sparse_from)
 
-    def attend(cache: PagedCache, layer, q, k, v, window):
+    def attend(dense: bool | None, cache: PagedCache, layer, q, k, v, window):
         pool = _write(cache.pool, layer, k, v, kv_slots)
 
         def ragged(counts: jax.Array) -> jax.Array:
@@ -101,14 +106,21 @@ def paged_attention(
         if policy is None:
             return to_all(), cache._replace(pool=pool)
         before = None if cache.chosen is None else cache.chosen.at(layer, rows.slots)
-        dense = (layer < policy.dense_layers) | (window > 0)
+        if dense is None:
+            dense = (layer < policy.dense_layers) | (window > 0)
         out, now = _either(dense, lambda: (to_all(), before), to_chosen)
         if cache.chosen is None or now is None:
             return out, cache._replace(pool=pool)
         slots = jnp.where(anew, rows.slots, cache.chosen.number.shape[1])
         return out, cache._replace(pool=pool, chosen=cache.chosen.with_rows(layer, slots, now))
 
-    return attend
+    if policy is None:
+        return functools.partial(attend, None)
+    dense = [layer < policy.dense_layers or window > 0 for layer, window in enumerate(config.windows)]
+    if sum(a != b for a, b in itertools.pairwise(dense)) > MOST_CHANGES:
+        return functools.partial(attend, None)
+    kinds = {kind: functools.partial(attend, kind) for kind in (False, True)}
+    return ByLayer(tuple(kinds[kind] for kind in dense))
 
 
 def _decodes_apart(config: ModelConfig) -> bool:
@@ -133,7 +145,7 @@ def _stored(k: jax.Array, pages: jax.Array | PackedPages) -> jax.Array:
 
 
 def _either[Out](condition, then: Callable[[], Out], otherwise: Callable[[], Out]) -> Out:
-    """Known while tracing where layers are unrolled, so that only one of both is compiled."""
+    """Where the condition is known while tracing only one of both is compiled."""
     if isinstance(condition, jax.core.Tracer):
         return jax.lax.cond(condition, then, otherwise)
     return then() if condition else otherwise()

@@ -72,7 +72,8 @@ class StepSpec:
 
 class Programs:
     """The jitted steps of one spec: `mixed`, `score` and `decode` take (weights, state, batch, ...) and donate the state;
-    the static `top` is how many of the likeliest tokens they report where a row asks for them.
+    the static `top` is how many of the likeliest tokens they report where a row asks for them. The `steps` of `decode` are
+    static where they are given by name.
 
     Engines of equal specs share them (`Programs.of`). They live as long as one of those engines does: compiled code
     takes a few hundred memory maps a program, and the kernel grants a process some ten thousand.
@@ -100,11 +101,11 @@ class Programs:
 
 
 def _jit(step: Callable, spec: StepSpec, traced: list[str]) -> Callable:
-    def run(weights: list[jax.Array], state: State, *batch, top: int):
+    def run(weights: list[jax.Array], state: State, *batch, **static: int):
         traced.append(step.__name__)  # runs while tracing, never in a compiled call
-        return step(spec, weights, state, *batch, top)
+        return step(spec, weights, state, *batch, **static)
 
-    return jax.jit(run, donate_argnums=1, static_argnames="top")
+    return jax.jit(run, donate_argnums=1, static_argnames=("top", "steps"))
 
 
 def mixed_step(
@@ -136,7 +137,7 @@ def score_step(
 
 
 def decode_steps(
-    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, steps: jax.Array, top: int
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, steps: jax.Array | int, top: int
 ) -> tuple[State, Sampled]:
     """`steps` tokens per row, fed back on the device: Sampled with a leading axis of spec.decode_steps."""
     model, experts = spec.model(weights), spec.experts(weights)

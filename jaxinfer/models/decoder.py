@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,13 @@ Attend = Callable[..., tuple[jax.Array, Cache]]
 layer: int32 scalar, counted over the whole model; window: int32 scalar, tokens a query sees (itself included), 0 for all.
 Queries come rotated but not scaled: scores are q.k / sqrt(Dh).
 """
+
+
+class ByLayer(NamedTuple):
+    """An `Attend` for each layer. Neighbours that share one are one loop, which holds no choice between them: on a GPU the host
+    waits for every choice that the device makes."""
+
+    attends: tuple[Attend, ...]
 
 
 class _Random:
@@ -97,7 +106,7 @@ def forward(
     tokens: jax.Array,
     positions: jax.Array,
     rope_length: jax.Array,
-    attend: Attend,
+    attend: Attend | ByLayer,
     cache: Cache,
     valid: jax.Array | None = None,
     experts: Experts | None = None,
@@ -118,25 +127,36 @@ def forward(
     """
     angles = rotary.angles(config.rope, positions, rope_length)
     hidden = embed(model.embed, tokens)
-    first = 0
+    attends = attend.attends if isinstance(attend, ByLayer) else (attend,) * config.layers
+
+    windows = np.asarray(config.windows, np.int32)
+
+    def apply(own: Attend, layer: Layer, index, window, carry):
+        hidden, cache = carry
+        return run_layer(hidden, cache, layer, config, angles, own, index, window, valid, experts)
+
+    def step(own: Attend, run: Layer, first: int, carry, index: jax.Array):
+        layer = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index - first, keepdims=False), run)
+        return apply(own, layer, index, jnp.asarray(windows)[index], carry), None
+
+    carry, first = (hidden, cache), 0
     for run, (_, count) in zip(model.runs, config.runs):
-        indices = np.arange(first, first + count, dtype=np.int32)
-        windows = np.asarray(config.windows[first : first + count], np.int32)
-
-        def step(carry, scanned):
-            layer, index, window = scanned
-            hidden, cache = carry
-            return run_layer(
-                hidden, cache, layer, config, angles, attend, index, window, valid, experts
-            ), None
-
         if isinstance(run, nnx.List):
-            for scanned in zip(run, indices, windows):
-                (hidden, cache), _ = step((hidden, cache), scanned)
+            for index, layer in enumerate(run, first):
+                carry = apply(attends[index], layer, np.int32(index), windows[index], carry)
         else:
-            (hidden, cache), _ = jax.lax.scan(step, (hidden, cache), (run, indices, windows))
+            for own, indices in _stretches(attends, first, first + count):
+                carry, _ = jax.lax.scan(functools.partial(step, own, run, first), carry, indices)
         first += count
+    hidden, cache = carry
     return norm(hidden, model.norm, config), cache
+
+
+def _stretches(attends: tuple[Attend, ...], begin: int, end: int) -> Iterator[tuple[Attend, np.ndarray]]:
+    """Neighbours from `begin` to `end` that attend alike, as int32 indices."""
+    for _, found in itertools.groupby(range(begin, end), key=lambda index: id(attends[index])):
+        indices = np.asarray(list(found), np.int32)
+        yield attends[indices[0]], indices
 
 
 def logits(model: Decoder, config: ModelConfig, hidden: jax.Array) -> jax.Array:

@@ -23,6 +23,15 @@ def test_a_batch_answers_as_one_by_one(config):
     assert engine.metrics.cached_tokens > 0
 
 
+def test_decode_calls_of_a_length_known_when_compiled_as_on_a_gpu(monkeypatch):
+    work = prompts(5, seed=2)
+    engine = make_engine(overrides=("engine.decode_steps=6",))
+    monkeypatch.setattr(engine.device, "_lengths", (1, 6))
+    out = answers(engine, [request(str(i), p, max_tokens=2 + 5 * i) for i, p in enumerate(work)])
+    for i, p in enumerate(work):
+        assert list(out[str(i)].token_ids) == greedy(LLAMA, p, 2 + 5 * i)
+
+
 def test_choices_share_their_prompt_and_differ_by_draw():
     engine = make_engine()
     out = answers(engine, [request("a", np.arange(3, 53), n=4, temperature=1.0, seed=5, max_tokens=12)])["a"]

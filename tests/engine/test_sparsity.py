@@ -170,14 +170,18 @@ def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so(reuse_steps, bounds
     np.testing.assert_allclose(out, expected[np.arange(len(prompt) - 1), prompt[1:]], atol=2e-4)
 
 
-@pytest.mark.parametrize("reuse_steps", [1, 4])
-def test_stacked_layers_choose_as_unrolled_ones(reuse_steps):
+@pytest.mark.parametrize(
+    "config, reuse_steps",
+    [(variant(layers=4), 1), (variant(layers=4), 4), (variant(layers=5, windows=(0, 20, 0, 20, 0)), 1)],
+    ids=["1", "4", "windows-between"],
+)
+def test_stacked_layers_choose_as_unrolled_ones(config, reuse_steps):
     work = prompts(3, seed=9)
     sparse = (*SPARSE, f"sparsity.reuse_steps={reuse_steps}")
     settings = load_config(None, ["engine.max_seqs=8", "engine.max_tokens_per_step=32", *sparse])
-    stacked = Engine(DEEP, weights(DEEP), settings)
+    stacked = Engine(config, weights(config), settings)
     requests = [request(str(i), p, max_tokens=12) for i, p in enumerate(work)]
-    one, other = answers(stacked, requests), answers(make_engine(DEEP, sparse), requests)
+    one, other = answers(stacked, requests), answers(make_engine(config, sparse), requests)
     assert {k: v.token_ids for k, v in one.items()} == {k: v.token_ids for k, v in other.items()}
 
 
