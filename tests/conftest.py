@@ -1,10 +1,16 @@
 """Fixtures for all tests."""
 
 import gc
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# What one file or an earlier run has compiled is not compiled again: it is most of the tests' time.
+CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHES / "jaxinfer" / "tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
