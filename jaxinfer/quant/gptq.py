@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxinfer.errors import ConfigError
 from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.rounding import Rounded, Steps, nearest, round_high
 
-BLOCK = 128  # channels between two updates of all that follow
+BLOCK = 128  # channels between two updates of all that follow, or as many whole groups as fit in them
 
 
 def gptq(weights: np.ndarray, hessian: np.ndarray, form: Quantization, clip: float) -> Rounded:
@@ -19,6 +20,9 @@ def gptq(weights: np.ndarray, hessian: np.ndarray, form: Quantization, clip: flo
     Args:
       weights: [N, K], channels in their final order.
       hessian: float64 [K, K], proportional to X^T X of the (rounded) inputs, in the same order.
+
+    Raises:
+      ConfigError: the Hessian is singular, and the form's damping too small to mend that.
     """
     outs, ins = weights.shape
     kept, group = form.kept(ins), form.group_of(ins)
@@ -31,7 +35,7 @@ def gptq(weights: np.ndarray, hessian: np.ndarray, form: Quantization, clip: flo
     steps = Steps(weights, form, clip)
     codes, scales = np.empty((outs, kept), np.int8), []
     each = np.empty(outs, np.float32)
-    block = max(BLOCK, group) if group < kept else min(BLOCK, kept)
+    block = max(BLOCK // group, 1) * group if group < kept else min(BLOCK, kept)
     if group == kept:  # one group: its scale has to be known at the start
         scale, each = steps.find(weights[:, :kept])
         scales.append(scale)
@@ -53,4 +57,9 @@ def gptq(weights: np.ndarray, hessian: np.ndarray, form: Quantization, clip: flo
 def _inverse_root(hessian: np.ndarray, damping: float) -> np.ndarray:
     """Upper U with U^T U the inverse of the damped Hessian."""
     damped = hessian + damping * np.mean(np.diag(hessian)) * np.eye(len(hessian))
-    return np.linalg.cholesky(np.linalg.inv(damped)).T
+    try:
+        return np.linalg.cholesky(np.linalg.inv(damped)).T
+    except np.linalg.LinAlgError:
+        raise ConfigError(
+            f"quantization.damping = {damping!r} is too small: the inputs' second moments are singular; 0.01 is usual"
+        ) from None

@@ -22,9 +22,10 @@ class MatrixReport:
     """What became of one matrix.
 
     Attributes:
-      error: root of the outputs' squared change over their square, on the calibration inputs; NaN without any.
+      error: root of the outputs' squared change over their square, on the calibration inputs; NaN without any, or where
+        all outputs are zero.
       clip: ratio that was used.
-      outlier_share: of the inputs' squares, in the outlier channels; NaN where none are kept apart.
+      outlier_share: of the inputs' squares, in the outlier channels: 0 where none are kept apart, NaN without any text.
     """
 
     name: str
@@ -55,7 +56,8 @@ def relative_error(weights: np.ndarray, rounded: Rounded, moments: np.ndarray | 
         return math.nan
     some = np.unique(np.linspace(0, len(weights) - 1, min(len(weights), 256)).astype(int))
     was, now = weights[some].astype(np.float64), rounded.weights()[some]
-    return math.sqrt(max(0.0, output_error(was, now, moments)) / float(np.sum((was @ moments) * was)))
+    size = output_error(was, np.zeros_like(was), moments)
+    return math.sqrt(max(0.0, output_error(was, now, moments)) / size) if size > 0 else math.nan
 
 
 def packed(

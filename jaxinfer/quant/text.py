@@ -29,7 +29,7 @@ def windows(ids: Sequence[int] | np.ndarray, form: Quantization, context: int) -
             f"{form.samples} x {form.length} are good"
         )
     length = min(form.length, context, len(ids))
-    if len(ids) < form.samples * length:
+    if len(ids) <= form.samples * length:
         count = len(ids) // length
         return ids[: count * length].reshape(count, length)
     draw = random.Random(form.seed)

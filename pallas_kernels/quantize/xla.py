@@ -35,7 +35,7 @@ def _part(x: jax.Array, bits: int, group: int, clip: float) -> tuple[jax.Array |
     if bits == 16:
         return x, None
     most = 2 ** (bits - 1) - 1
-    groups = x.astype(jnp.float32).reshape(x.shape[0], -1, group)
+    groups = x.astype(jnp.float32).reshape(x.shape[0], x.shape[1] // group, group)
     largest = jnp.maximum(jnp.abs(groups).max(-1, keepdims=True), SMALLEST)
     scale = jnp.float32(clip) * largest / most
     codes = jnp.clip(jnp.round(groups / scale), -most - 1, most)

@@ -121,8 +121,8 @@ def test_float_activations_on_the_cpu(name):
     rows=st.integers(1, 20),
     blocks=st.integers(1, 6),
     outputs=st.integers(1, 40),
-    group=st.sampled_from([16, 32, 64, 128]),
-    outliers=st.sampled_from([0, 16, 128]),
+    group=st.sampled_from([16, 32, 48, 64, 128]),
+    outliers=st.sampled_from([0, 16, 48, 128]),
     experts=st.sampled_from([0, 1, 3]),
     mode=st.sampled_from(MODES),
     seed=st.integers(0, 9),
@@ -137,6 +137,13 @@ def test_rows_of_no_matrix_are_zeros_beside_a_single_one():
     jax.block_until_ready([jnp.full((300, 512), np.nan) for _ in range(8)])  # what freed memory then holds
     got = jax.jit(lambda x, w, s: int4_matmul(x, w, s))(x, w, np.int32([2]))
     np.testing.assert_allclose(got, oracle(x, w, codes, [2]), rtol=2e-5, atol=2e-4)
+
+
+def test_no_rows_at_all():
+    _, w, _, _ = draw(LowBitShape(3, 160, 24, 16, 32), "w4a4")
+    rows = quantize(jnp.zeros((0, 160)), bits=4, group=16, outliers=32)
+    assert rows.low.shape == (0, 128) and rows.low_scale.shape == (0, 8)
+    assert int4_matmul(rows, w).shape == (0, 24)
 
 
 def test_one_group_of_all_channels():

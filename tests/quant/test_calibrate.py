@@ -145,6 +145,9 @@ def test_windows_of_text():
     np.testing.assert_array_equal(windows(ids, form, 4096), windows(ids, form, 4096))
     assert windows(ids[:250], form, 4096).tolist() == [list(range(100)), list(range(100, 200))]
     assert windows(ids[:70], form, 4096).shape == (1, 70)
+    one = dataclasses.replace(form, samples=1)
+    assert windows(ids[:70], one, 4096).tolist() == [list(range(70))]
+    assert windows(ids[:100], one, 4096).tolist() == [list(range(100))]
     with pytest.raises(ConfigError, match="63 tokens; at least 64"):
         windows(ids[:63], form, 4096)
     with pytest.raises(ConfigError, match="is empty"):

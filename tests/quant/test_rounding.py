@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxinfer.errors import ConfigError
 from jaxinfer.llm import EMBEDDED_MODEL
 from jaxinfer.models.checkpoint import load_model
 from jaxinfer.quant.clip import GRID, output_error, search_clip
 from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.gptq import gptq
-from jaxinfer.quant.matrices import packed, round_matrix
+from jaxinfer.quant.matrices import packed, relative_error, round_matrix
 from jaxinfer.quant.order import channel_order, outlier_share
 from jaxinfer.quant.rotation import hadamard, rotate, rotate_weights
 from jaxinfer.quant.rounding import FINEST, round_nearest
@@ -74,6 +75,28 @@ def test_gptq_with_dead_channels_and_one_group(trained):
     assert not got.weights()[:, [0, 5, 77]].any()
     whole = dataclasses.replace(ATOM, group=0)
     check(gptq(w, hessian, whole, 0.85), *authors.gptq(w, hessian, 128, 0.85, 32))
+
+
+@pytest.mark.parametrize("group", [48, 80, 96, 144])
+def test_gptq_with_groups_that_do_not_divide_its_blocks(group):
+    rng = np.random.default_rng(group)
+    channels = 3 * group + 32
+    w = rng.standard_normal((6, channels)).astype(np.float32)
+    x = rng.standard_normal((500, channels)) * rng.lognormal(0, 1, channels)
+    form = dataclasses.replace(ATOM, group=group)
+    check(gptq(w, x.T @ x, form, 0.85), *authors.gptq(w, x.T @ x, group, 0.85, 32))
+
+
+def test_matrices_of_zeros_and_singular_moments(trained):
+    _, x = matrix("random", trained)
+    moments = x.T @ x
+    got, _ = round_matrix(np.zeros((4, 160), np.float32), moments, ATOM)
+    assert not got.weights().any() and np.isfinite(got.scale).all()
+    assert np.isnan(relative_error(np.zeros((4, 160)), got, moments))
+    few, w = x[:3].T @ x[:3], np.ones((4, 160), np.float32)
+    assert relative_error(w, round_matrix(w, few, ATOM)[0], few) < 0.2
+    with pytest.raises(ConfigError, match=r"damping = 1e-18 is too small"):
+        round_matrix(w, few, dataclasses.replace(ATOM, damping=1e-18))
 
 
 def test_gptq_changes_outputs_less_than_rounding_to_nearest(trained):
