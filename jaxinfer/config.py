@@ -52,6 +52,27 @@ class CacheSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """How many devices a model is spread over, tensor times expert.
+
+    Attributes:
+      tensor: parts of every layer: its heads, the width of its MLP or of each expert; and of the vocabulary.
+      expert: parts of the experts. Heads, vocabulary and MLPs without experts are split over all devices where they can be.
+    """
+
+    tensor: int = 1
+    expert: int = 1
+
+
+def mesh_problem(value: MeshShape | dict) -> str | None:
+    given = dataclasses.asdict(value) if isinstance(value, MeshShape) else value
+    known = {axis.name for axis in dataclasses.fields(MeshShape)}
+    if set(given) <= known and all(type(size) is int and 1 <= size <= 2**16 for size in given.values()):
+        return None
+    return "a table of tensor and expert, whole numbers from 1 on, such as {tensor = 4}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineSettings(Section):
     """The step loop.
 
@@ -65,6 +86,7 @@ class EngineSettings(Section):
       overlap: "on" attends to the prompts and to the decoding tokens of a step in one launch, where the device has a kernel for it.
       layers: "scan" compiles one layer and loops, "unrolled" compiles all; "auto" picks by device and depth.
       compile_cache: folder of the persistent compilation cache; "auto" is the user's cache folder, "off" is none.
+      mesh: devices that the model is spread over, such as {tensor = 4}; None is one.
     """
 
     section: ClassVar[str] = "engine"
@@ -77,6 +99,12 @@ class EngineSettings(Section):
     overlap: str = setting("off", choices=("off", "on"))
     layers: str = setting("auto", choices=("auto", "scan", "unrolled"))
     compile_cache: str = setting("auto")
+    mesh: MeshShape | dict | None = setting(None, check=mesh_problem)  # noqa: RUF009
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.mesh, dict):
+            object.__setattr__(self, "mesh", MeshShape(**self.mesh))
 
     @property
     def prefill_chunk(self) -> int:

@@ -23,7 +23,13 @@ _UNITS = {
     "mb": 10**6,
     "gb": 10**9,
 }
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    dict: "a table",
+}
 
 
 def setting(default: Any, *, low=None, high=None, choices=(), answers=False, check=None) -> Any:

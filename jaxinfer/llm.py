@@ -24,6 +24,7 @@ from jaxinfer.models.checkpoint import Manifest, load_model, read_manifest
 from jaxinfer.models.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.offload.records import expert_record
 from jaxinfer.offload.store import ExpertStore
+from jaxinfer.scaleout.mesh import spread_over
 from jaxinfer.schedule.workload import Sharing, Workload
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "model"
@@ -61,14 +62,18 @@ class LLM:
         unrolled = settings.engine.layers == "unrolled" or (
             settings.engine.layers == "auto" and jax.default_backend() == "cpu"
         )
+        spread = spread_over(manifest.config, settings)
         store = _expert_store(folder, manifest, settings)
         layout: Literal["stacked", "unstacked"] = "unstacked" if unrolled else "stacked"
-        model_config, weights = load_model(folder, dtype=dtype, layout=layout, experts=store is None)
+        model_config, weights = load_model(
+            folder, dtype=dtype, layout=layout, sharding=spread.place, experts=store is None
+        )
         self.model_name = folder.resolve().name
         self.model_fingerprint = manifest.fingerprint
         self.settings = settings
         self.tokenizer = Tokenizer(folder) if has_tokenizer(folder) else None
-        self.engine = Engine(model_config, weights, settings, self.tokenizer, store)
+        shares = spread.shares(weights)
+        self.engine = Engine(model_config, shares, settings, self.tokenizer, store, spread)
 
     def generate(
         self, prompts: Iterable[Prompt], sampling: SamplingParams | Iterable[SamplingParams] | None = None

@@ -17,6 +17,7 @@ from jaxinfer.engine.memory import MemoryPlan, bucket
 from jaxinfer.engine.plan import StepPlan
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
+from jaxinfer.engine.spread import ONE_DEVICE, Spread
 from jaxinfer.engine.step import Programs, State, StepSpec, copy_pages, set_beams, set_slot
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
@@ -60,13 +61,24 @@ class Device:
         memory: MemoryPlan,
         quest: QuestPolicy | None,
         offload: Offload | None = None,
+        spread: Spread = ONE_DEVICE,
     ):
         self.memory = memory
+        self._spread = spread
         self._config = config
         self.offload = offload
         self._weights, tree = jax.tree.flatten((model, None if offload is None else offload.records))
         overlap = settings.engine.overlap == "on"
-        spec = StepSpec(config, tree, settings.engine.decode_steps, quest, offload, overlap)
+        spec = StepSpec(
+            memory.local,
+            tree,
+            settings.engine.decode_steps,
+            quest,
+            offload,
+            overlap,
+            spread,
+            spread.layout(self._weights),
+        )
         self._programs = Programs.of(spec)
         self._compiled_before = self._programs.compilations  # by other engines of the same spec
         self._batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
@@ -138,7 +150,7 @@ class Device:
         return sampled
 
     def _new_state(self) -> State:
-        state = self.memory.make_state()
+        state = self._spread.new_state(self.memory.make_state)
         return state if self.offload is None else state._replace(slots=self.offload.move_in())
 
     def _branch(self, plan: StepPlan) -> None:

@@ -27,6 +27,7 @@ from jaxinfer.engine.plan import Chunk, StepPlan, TokensNeeded
 from jaxinfer.engine.planner import Planner
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
+from jaxinfer.engine.spread import ONE_DEVICE, Spread
 from jaxinfer.engine.stopping import TextTokenizer
 from jaxinfer.errors import ENGINE_FAILURE, ConfigError, EngineError, RequestError
 from jaxinfer.kvcache.cache import PageCache
@@ -60,13 +61,16 @@ class Engine:
         settings: Settings,
         tokenizer: TextTokenizer | None = None,
         experts: ExpertStore | None = None,
+        spread: Spread = ONE_DEVICE,
     ):
-        """experts: those that `model` lacks, where `settings.offload` is on."""
+        """experts: those that `model` lacks, where `settings.offload` is on; spread: how `model` lies on several devices."""
         self.config = config
         self.settings = settings
         self.tokenizer = tokenizer
         self.quest = quest_policy(settings, config.context_length)
-        self.memory = MemoryPlan.make(config, settings, self.quest)
+        if settings.engine.mesh is not None and spread is ONE_DEVICE:
+            raise ConfigError("engine.mesh: the model that this engine was given lies on one device")
+        self.memory = MemoryPlan.make(config, settings, self.quest, spread)
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
         if settings.schedule.policy == "longest-prefix":
             self.planner.waiting = LongestPrefix(lambda: self.planner.cache)
@@ -78,7 +82,7 @@ class Engine:
                     "offload.device_memory: an engine whose experts are on the host needs their store"
                 )
             self.offload = Offload(experts, model, config, settings.offload, self.memory.expert_slots)
-        self.device = Device(config, model, settings, self.memory, self.quest, self.offload)
+        self.device = Device(config, model, settings, self.memory, self.quest, self.offload, spread)
         self.demand = self.memory.demand(settings)
         self._in_flight: deque[InFlight] = deque()
         self._open: dict[Sequence | Beams, OpenRequest | OpenBeams] = {}

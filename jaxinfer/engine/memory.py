@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -12,6 +14,7 @@ from jaxinfer.attention import QuestPolicy, remember
 from jaxinfer.config import Settings
 from jaxinfer.core import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from jaxinfer.engine.sampler import SlotTable
+from jaxinfer.engine.spread import ONE_DEVICE, Spread
 from jaxinfer.engine.step import State
 from jaxinfer.errors import ConfigError
 from jaxinfer.fields import parse_memory
@@ -30,13 +33,14 @@ _DEVICE_POOL_SHARE = 0.9  # of what the weights leave; the rest is for activatio
 @dataclass(frozen=True)
 class MemoryPlan:
     """Attributes:
+    model, local: as a whole, and as one device sees it: the same but for the heads that others have.
     context: most tokens of a sequence.
     pages: pages of the pool, padding page included.
     table_width: entries of a page table (P).
     token_buckets: sizes a mixed step is padded to (T).
     row_buckets: sizes a decode call is padded to (S).
     kv_dtype: type of the pool's keys and values; "int8" and "int4" are packed.
-    weight_bytes: of the model's arrays, packed ones as they are.
+    weight_bytes: of the model's arrays on one device, packed ones as they are.
     bounds: type of the bounds of every page's keys; None where nothing chooses pages.
     quest: how pages are chosen; None where nothing does.
     expert_slots: experts that the device holds at a time, those that are streamed included; None for all, as part of the
@@ -44,6 +48,7 @@ class MemoryPlan:
     """
 
     model: ModelConfig
+    local: ModelConfig
     page_size: int
     max_seqs: int
     dtype: str
@@ -59,8 +64,17 @@ class MemoryPlan:
     expert_slots: int | None = None
 
     @classmethod
-    def make(cls, config: ModelConfig, settings: Settings, quest: QuestPolicy | None = None) -> MemoryPlan:
-        """Raises ConfigError where the settings leave no room for a single page or contradict the model."""
+    def make(
+        cls,
+        config: ModelConfig,
+        settings: Settings,
+        quest: QuestPolicy | None = None,
+        spread: Spread = ONE_DEVICE,
+    ) -> MemoryPlan:
+        """For one device, or each of those that the model is spread over.
+
+        Raises ConfigError where the settings leave no room for a single page or contradict the model.
+        """
         engine, size = settings.engine, settings.cache.page_size
         if engine.max_context is not None and engine.max_context > config.context_length:
             raise ConfigError(
@@ -76,6 +90,7 @@ class MemoryPlan:
             bounds = quest.bounds_type("float32" if kv_dtype in PACKED_BITS else kv_dtype)
         plan = cls(
             model=config,
+            local=spread.local(config),
             page_size=size,
             max_seqs=engine.max_seqs,
             dtype=dtype,
@@ -85,18 +100,18 @@ class MemoryPlan:
             table_width=width,
             token_buckets=_buckets(_SMALLEST_STEP, max(engine.max_tokens_per_step, engine.max_seqs), 2),
             row_buckets=_buckets(1, engine.max_seqs, 4),  # decode runs long at each size, prefill does not
-            weight_bytes=weight_bytes(config, dtype),
+            weight_bytes=weight_bytes(config, dtype, spread),
             bounds=bounds,
             quest=quest,
         )
-        each = page_bytes(config, size, kv_dtype, bounds)
+        each, free = page_bytes(plan.local, size, kv_dtype, bounds), _free_bytes(spread.devices)
         if settings.offload.device_memory is None:
-            return replace(plan, pages=_pages(settings, each, width, _free_bytes()))
+            return replace(plan, pages=_pages(settings, each, width, free))
         state = sum(
             leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(plan.make_state))
         )
         largest = (plan.token_buckets[-1], plan.max_seqs)
-        budget = ExpertBudget.make(config, settings.offload, dtype, _free_bytes(), largest, state)
+        budget = ExpertBudget.make(config, settings.offload, dtype, free, largest, state)
         pages = _pages(settings, each, width, budget.left)
         return replace(plan, pages=pages, expert_slots=budget.slots(pages * each))
 
@@ -124,6 +139,7 @@ class MemoryPlan:
         return MAX_STOP_TOKEN_IDS + len(self.model.eos_ids)
 
     def make_state(self) -> State:
+        """What one device keeps."""
         slots, vocabulary = self.max_seqs + 1, self.model.vocab_size
         table = SlotTable(
             last_tokens=jnp.zeros(slots, jnp.int32),
@@ -132,10 +148,10 @@ class MemoryPlan:
             bias_values=jnp.zeros((slots, MAX_LOGIT_BIAS)),
             banned_ids=jnp.full((slots, self.banned_width), vocabulary, jnp.int32),
         )
-        pool = make_pool(self.model, self.pages, self.page_size, self.kv_dtype, self.bounds)
+        pool = make_pool(self.local, self.pages, self.page_size, self.kv_dtype, self.bounds)
         if self.quest is None:
             return State(pool, table)
-        heads = self.quest.choosers(self.model.heads, self.model.kv_heads)
+        heads = self.quest.choosers(self.local.heads, self.local.kv_heads)
         return State(pool, table, remember(self.quest, (self.model.layers, slots, heads), self.table_width))
 
 
@@ -148,9 +164,13 @@ def _kv_dtype(config: ModelConfig, wanted: str, computed: str) -> str:
     return computed if wanted == "auto" else wanted
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """What the model's arrays take: packed ones as they are, everything else in `dtype`."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract(config, dtype)))
+def weight_bytes(config: ModelConfig, dtype: str, spread: Spread = ONE_DEVICE) -> int:
+    """What the model's arrays take of a device: packed ones as they are, everything else in `dtype`."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract(config, dtype)):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        total += math.prod(spread.share(name, leaf.shape)) * leaf.dtype.itemsize
+    return total
 
 
 def _buckets(smallest: int, largest: int, parts: int) -> tuple[int, ...]:
@@ -192,10 +212,15 @@ def _default_share() -> float:
     return _CPU_POOL_SHARE if jax.default_backend() == "cpu" else _DEVICE_POOL_SHARE
 
 
-def _free_bytes() -> int:
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
+def _free_bytes(devices: Sequence[jax.Device]) -> int:
+    """Of each of the devices; those of a CPU share what the machine has."""
+    stats = [device.memory_stats() or {} for device in devices]
+    if all("bytes_limit" in each for each in stats):
+        return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
+    return _available_bytes() // len(devices)
+
+
+def _available_bytes() -> int:
     try:
         with open("/proc/meminfo") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

@@ -15,6 +15,7 @@ from jaxinfer.attention import Chosen, QuestPolicy, choose, choose_or_reuse, cho
 from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import Attend, ByLayer
+from jaxinfer.split import ALL_HEADS, HeadSplit
 from pallas_kernels.hybrid_attention import hybrid_attention
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.packed_pages import PackedPages, pack, unpack
@@ -56,7 +57,7 @@ class PagedRows(NamedTuple):
 
 def paged_attention(
     config: ModelConfig, policy: QuestPolicy | None, rows: PagedRows, kv_slots: jax.Array, *, mixed: bool,
-    overlap: bool = False,
+    overlap: bool = False, heads: HeadSplit = ALL_HEADS,
 ) -> Attend | ByLayer:  # fmt: skip
     """The attention of a forward pass over flat tokens [T]: writes their keys and values, then attends.
 
@@ -64,6 +65,7 @@ def paged_attention(
       policy: how single rows choose their pages; None lets every row attend to all its keys.
       kv_slots: int32 [T], page * page_size + offset; negative for padding.
       mixed: whether rows that are not single may be among them.
+      heads: those that this device has.
       overlap: whether those and the single rows go in one launch where the device has a kernel for it.
     """
     scale = 1 / math.sqrt(config.head_dim)
@@ -96,7 +98,10 @@ def paged_attention(
 
         def to_chosen() -> tuple[jax.Array, Chosen | None]:
             assert policy is not None and pool.bounds is not None
-            given = (q[rows.starts], pool.bounds, layer, rows.page_table, lengths)
+            asking = q[rows.starts]
+            if policy.mode == "shared":  # the query heads of a KV head choose together, wherever they are
+                asking = heads.of_group(asking)
+            given = (asking, pool.bounds, layer, rows.page_table, lengths)
             if before is None:
                 selection, now = choose(policy, *given, scale=scale), None
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakValueDictionary
 
 import jax
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxinfer.attention import Chosen, QuestPolicy
 from jaxinfer.engine.batch import TOKEN_FROM_SLOT, Batch, Knobs, Needs, Rows, Tokens
 from jaxinfer.engine.paged import PagedCache, PagedRows, paged_attention
-from jaxinfer.engine.sampler import Sampled, SlotTable, sample
+from jaxinfer.engine.sampler import Sampled, SlotTable, logprobs_of, sample
+from jaxinfer.engine.spread import ONE_DEVICE, Spread
 from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import forward, logits
@@ -47,12 +48,14 @@ class StepSpec:
     """What the programs are compiled for, beside the shapes of their arguments. Equal specs share compiled programs.
 
     Attributes:
+      config: of the model as one device sees it.
       tree: structure of the model and of its experts' records on the host (None where the model holds them). Their
         arrays go in as a flat list: flattening modules at every call costs more than a small step does.
       decode_steps: most steps of a decode call.
       quest: how decoding tokens choose the pages they attend to; None for all.
       offload: computes the experts that are not part of the model.
       overlap: attend to the chunks and the decoding rows of a mixed step in one launch.
+      spread, layout: how the model lies on devices, and the arrays of its weights on them.
     """
 
     config: ModelConfig
@@ -61,6 +64,8 @@ class StepSpec:
     quest: QuestPolicy | None = None
     offload: Offload | None = None
     overlap: bool = False
+    spread: Spread = ONE_DEVICE
+    layout: tuple[Any, ...] = ()
 
     def model(self, weights: list[jax.Array]) -> Decoder:
         return jax.tree.unflatten(self.tree, weights)[0]
@@ -103,7 +108,13 @@ class Programs:
 def _jit(step: Callable, spec: StepSpec, traced: list[str]) -> Callable:
     def run(weights: list[jax.Array], state: State, *batch, **static: int):
         traced.append(step.__name__)  # runs while tracing, never in a compiled call
-        return step(spec, weights, state, *batch, **static)
+
+        def share(weights: list[jax.Array], state: State, *batch):
+            state, *results = step(spec, weights, state, *batch, **static)
+            return state, results
+
+        state, results = spec.spread.program(share, spec.layout)(weights, state, *batch)
+        return state, *results
 
     return jax.jit(run, donate_argnums=1, static_argnames=("top", "steps"))
 
@@ -125,8 +136,7 @@ def score_step(
 
     def target_logprobs(block):
         hidden, targets = block
-        every = jax.nn.log_softmax(logits(model, spec.config, hidden))
-        return jnp.take_along_axis(every, targets[:, None], axis=1)[:, 0]
+        return logprobs_of(logits(model, spec.config, hidden), targets, spec.spread.vocabulary)
 
     targets = Tokens(*batch.tokens).targets
     count = len(targets)
@@ -153,7 +163,9 @@ def decode_steps(
         paged = PagedRows(
             batch.page_table, starts, counts, positions + 1, counts, rows.slots, rows.sparse_from
         )
-        attend = paged_attention(spec.config, spec.quest, paged, kv_slots, mixed=False)
+        attend = paged_attention(
+            spec.config, spec.quest, paged, kv_slots, mixed=False, heads=spec.spread.heads
+        )
         ids = state.table.last_tokens[rows.slots]
         rope_lengths = jnp.maximum(rows.rope_floors, positions + 1)
         given = (ids, positions, rope_lengths, attend, state.cache, active, experts)
@@ -205,7 +217,13 @@ def _run_mixed(
     of_rows = (rows.starts, rows.counts, rows.kv_lengths, rows.single, rows.slots, rows.sparse_from)
     paged = PagedRows(batch.page_table, *of_rows)
     attend = paged_attention(
-        spec.config, spec.quest, paged, tokens.kv_slots, mixed=True, overlap=spec.overlap
+        spec.config,
+        spec.quest,
+        paged,
+        tokens.kv_slots,
+        mixed=True,
+        overlap=spec.overlap,
+        heads=spec.spread.heads,
     )
     valid = tokens.kv_slots >= 0
     given = (ids, tokens.positions, tokens.rope_lengths, attend, state.cache, valid, spec.experts(weights))
@@ -231,7 +249,8 @@ def _sample(
     rows = Rows(*batch.rows)
     needs = None if batch.needs is None else Needs(*batch.needs)
     scores = logits(model, spec.config, hidden)
-    sampled = sample(scores, lengths, rows, Knobs(*batch.knobs), needs, table, top)
+    given = (scores, lengths, rows, Knobs(*batch.knobs), needs, table, top)
+    sampled = sample(*given, spec.spread.vocabulary)
     slots = jnp.where(wanted, rows.slots, table.last_tokens.shape[0] - 1)
     table = table._replace(
         last_tokens=table.last_tokens.at[slots].set(sampled.tokens),

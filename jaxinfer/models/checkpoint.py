@@ -20,6 +20,7 @@ from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import abstract, unstack, without_experts
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.manifest import PARAMS, Manifest, Part, Piece, checksum, read_manifest, size_on_disk
+from jaxinfer.models.placement import Placement, Slot
 
 _LAYER_LEAF = re.compile(r"layers\.(?P<layer>\d+)\.(moe\.experts\.(?P<expert>\d+)\.)?(?P<name>.+)")
 READ_AHEAD = 4  # parts being read while another is placed on the device
@@ -41,7 +42,8 @@ def load_model(
       folder: what jaxinfer-convert wrote.
       dtype: of the parameters in memory, and of the config returned; the stored one if None. Packed arrays keep theirs.
       layout: "stacked" runs of layers for scan, or "unstacked" single layers (see `decoder.unstack`).
-      sharding: one jax.sharding.Sharding for all parameters, or a Decoder of them; the default device if None.
+      sharding: one jax.sharding.Sharding for all parameters, a Decoder of them, or a function of a parameter's path and shape
+        that gives its Placement; the default device if None.
       experts: False leaves the experts of mixture-of-experts layers out (`decoder.without_experts`).
 
     Raises:
@@ -56,8 +58,8 @@ def load_model(
             lambda: unstack(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), stacked), config)
         )
     named, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    shardings = _shardings(sharding, treedef)
-    slots = {_name(path): _Slot(leaf, to) for (path, leaf), to in zip(named, shardings)}
+    placements = _placements(sharding, named, treedef)
+    slots = {_name(path): Slot(leaf.dtype, place) for (path, leaf), place in zip(named, placements)}
     places = {
         piece: _place(piece, config, layout)
         for part in manifest.parts
@@ -144,7 +146,7 @@ def _place(piece: Piece, config: ModelConfig, layout: str) -> tuple[str, tuple[i
 
 
 def _check_cover(
-    folder: Path, places: dict[Piece, tuple[str, tuple[int, ...]]], slots: dict[str, _Slot]
+    folder: Path, places: dict[Piece, tuple[str, tuple[int, ...]]], slots: dict[str, Slot]
 ) -> None:
     """The pieces must fill every parameter of `abstract(config)`, and nothing else."""
     filled = dict.fromkeys(slots, 0)
@@ -163,57 +165,12 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _shardings(sharding: Any, treedef: Any) -> list[jax.sharding.Sharding]:
+def _placements(sharding: Any, named: list[tuple[Any, Any]], treedef: Any) -> list[Placement]:
+    if callable(sharding):
+        return [sharding(_name(path), leaf.shape) for path, leaf in named]
     if sharding is None:
         sharding = jnp.zeros(()).sharding  # wherever JAX would put an array now
-    if isinstance(sharding, jax.sharding.Sharding):
-        return [sharding] * treedef.num_leaves
-    return treedef.flatten_up_to(sharding)
-
-
-class _Slot:
-    """One parameter on its way to the devices: a buffer per local device, filled piece by piece."""
-
-    def __init__(self, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding):
-        self.shape, self.dtype, self.sharding = leaf.shape, leaf.dtype, sharding
-        self.bounds = {
-            device: [cut.indices(n)[:2] for cut, n in zip(index or (), self.shape)]
-            for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()
-        }
-        self.buffers: dict[jax.Device, jax.Array] = {}
-
-    def holds(self, start: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-        lead = len(start) - len(shape)  # a stacked parameter has one more axis than the pieces of its layers
-        ends = [s + n for s, n in zip(start, (1,) * lead + shape)]
-        return len(start) == len(self.shape) and all(end <= n for end, n in zip(ends, self.shape))
-
-    def put(self, start: tuple[int, ...], block: np.ndarray) -> None:
-        """Writes a block to the devices that hold any of it."""
-        block = block.reshape((1,) * (len(start) - block.ndim) + block.shape)
-        for device, bounds in self.bounds.items():
-            low = [max(at, a) for at, (a, _) in zip(start, bounds)]
-            high = [min(at + n, b) for at, n, (_, b) in zip(start, block.shape, bounds)]
-            if any(a >= b for a, b in zip(low, high)):
-                continue
-            cut = block[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, start))]
-            self._write(
-                device, [b - a for a, b in bounds], [a - first for a, (first, _) in zip(low, bounds)], cut
-            )
-
-    def _write(self, device: jax.Device, shape: list[int], at: list[int], cut: np.ndarray) -> None:
-        moved = jax.device_put(cut, device)
-        if list(cut.shape) == shape:
-            self.buffers[device] = moved.astype(self.dtype)
-            return
-        if device not in self.buffers:
-            self.buffers[device] = jnp.zeros(shape, self.dtype, device=device)
-        self.buffers[device] = _fill(self.buffers[device], moved, np.asarray(at, np.int32))
-
-    def array(self) -> jax.Array:
-        shards = [self.buffers[device] for device in self.bounds]
-        return jax.make_array_from_single_device_arrays(self.shape, self.sharding, shards)
-
-
-@jax.jit(donate_argnums=0)
-def _fill(buffer: jax.Array, block: jax.Array, at: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice(buffer, block.astype(buffer.dtype), tuple(at))
+    every = [sharding] * len(named)
+    if not isinstance(sharding, jax.sharding.Sharding):
+        every = treedef.flatten_up_to(sharding)
+    return [Placement.of(leaf.shape, to) for (_, leaf), to in zip(named, every)]

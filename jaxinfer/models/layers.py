@@ -15,7 +15,8 @@ from jaxinfer.models.config import ModelConfig
 
 Lead = tuple[int, ...]
 Matrix = Any
-"""The weights of a linear layer: a jax.Array, or a `QArray` where the model is quantized."""
+"""The weights of a linear layer: a jax.Array, or a `QArray` where the model is quantized; on a mesh, what stands for either in
+`shares`."""
 
 
 class Make(Protocol):

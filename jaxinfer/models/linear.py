@@ -31,6 +31,17 @@ class Multiplies(Protocol):
         ...
 
 
+class Table(Protocol):
+    """What stands for an embedding of which every device has its share, `shares.SplitTable`."""
+
+    @property
+    def array(self) -> jax.Array: ...
+
+    def rows(self, tokens: jax.Array) -> jax.Array:
+        """tokens int32 [T] -> [T, D]."""
+        ...
+
+
 Array = (jax.Array, np.ndarray)
 Weights = jax.Array | Multiplies
 
@@ -69,13 +80,14 @@ def run_experts(
     return expert_mlp(x, gate_up.reshape(count, wide, 2 * width), down, ids, shares, activation=activation)
 
 
-def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
+def embed(table: jax.Array | Table, tokens: jax.Array) -> jax.Array:
     """Rows of the embedding. table [V, D], tokens int32 [T] -> [T, D]."""
-    return table[tokens]
+    return table[tokens] if isinstance(table, Array) else table.rows(tokens)
 
 
-def unembed(x: jax.Array, table: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def unembed(x: jax.Array, table: jax.Array | Table, bias: jax.Array | None = None) -> jax.Array:
     """As `project` with the transposed embedding: a head that is tied to it. x [R, D], table [V, D] -> float32 [R, V]."""
+    table = table if isinstance(table, Array) else table.array
     y = jax.lax.dot_general(
         x, table, (((1,), (1,)), ((), ())), precision=precision(x), preferred_element_type=jnp.float32
     )

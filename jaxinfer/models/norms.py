@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Norm
+from jaxinfer.models.shares import SplitScale
+from jaxinfer.split import WHOLE
 from pallas_kernels.quantize import Inputs, Normed
 
 
@@ -26,9 +28,10 @@ def normed(x: jax.Array, weights: Norm, config: ModelConfig) -> Inputs:
     return Normed(x, weights.scale, config.norm_eps) if config.norm == "rms" else norm(x, weights, config)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array | SplitScale, eps: float) -> jax.Array:
     """Root-mean-square norm over all of scale's axes together. x [..., *S], scale [*S] -> [..., *S]."""
+    scale, over = (scale.array, scale.over) if isinstance(scale, SplitScale) else (scale, WHOLE)
     axes = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(axes, keepdims=True) + eps)
+    wide = wide * jax.lax.rsqrt(over.mean(jnp.square(wide).mean(axes, keepdims=True)) + eps)
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)

@@ -1,0 +1,1 @@
+"""More than one device: one program over a mesh of them."""
