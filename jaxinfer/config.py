@@ -243,6 +243,28 @@ class ScheduleSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleoutSettings(Section):
+    """Workers on a Ray cluster, see `jaxinfer-batch --ray`.
+
+    Attributes:
+      workers: processes with an engine each; None is one for each GPU, or one a machine where there are none.
+      gpus: that each of them takes; None is one where the cluster has any.
+      cpus: that each of them takes of what Ray counts.
+      units: pieces that the batch is cut into, for each worker.
+      start_seconds: a worker that has not loaded its model by then has failed.
+      silence_seconds: one that has not answered for so long has failed.
+    """
+
+    section: ClassVar[str] = "scaleout"
+    workers: int | None = setting(None, low=1, high=65536)
+    gpus: float | None = setting(None, low=0, high=64)
+    cpus: float = setting(1.0, low=0.01, high=1024)
+    units: int = setting(4, low=4, high=1024)
+    start_seconds: float = setting(1800.0, low=1, high=86400)
+    silence_seconds: float = setting(600.0, low=1, high=86400)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchSettings(Section):
     """The batch command.
 
@@ -278,6 +300,7 @@ class Settings:
     quantization: QuantizationSettings = field(default_factory=QuantizationSettings)
     offload: OffloadSettings = field(default_factory=OffloadSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    scaleout: ScaleoutSettings = field(default_factory=ScaleoutSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
 
     @property

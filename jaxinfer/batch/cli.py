@@ -60,6 +60,10 @@ class _Command:
         if options.order is not None:
             overrides.append(f"batch.order={options.order}")
         self.settings = load_config(options.config, overrides)
+        if options.ray is not None:
+            from jaxinfer.scaleout.ray import planned
+
+            self.settings = planned(self.settings)
         self.tally = Tally()
         self._noticed: set[str] = set()
 
@@ -73,7 +77,7 @@ class _Command:
             if self.settings.batch.order == "input":
                 output.keep_up_to_retried()
             with self.interruption.exposed():
-                run = self._prepare(load_model(self.settings), source)
+                run = self._prepare(self._load(load_model), source)
                 with self._progress():
                     run.survey(output.kept, output.path)
             batch = self.settings.batch
@@ -82,6 +86,15 @@ class _Command:
             output.close()
             raise
         return self._answer(run, journal)
+
+    def _load(self, load_model: Callable[[Settings], Engine]) -> Engine:
+        if self.options.ray is None:
+            return load_model(self.settings)
+        from jaxinfer.scaleout.ray import connect
+
+        fleet = connect(self.settings, self.options.ray)
+        self.tally.workers = fleet.state
+        return fleet
 
     def _prepare(self, engine: Engine, source: Source) -> BatchRun:
         return BatchRun(
@@ -188,6 +201,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="one setting; wins over --config",
+    )
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="answer on the workers of a Ray cluster, without an address of one on this machine; plans as policy blend",
     )
     add("--overwrite", action="store_true", help="start anew even if the output holds rows")
     add("--order", choices=("completion", "input"), help="order of the output rows")

@@ -34,10 +34,11 @@ def read_lines(file: IO[bytes]) -> Iterator[bytes]:
     """Every row as one line of JSON. `body` may be JSON text or a struct. Raises ParquetError where it breaks."""
     with _plain_errors():
         for batch in _pyarrow().parquet.ParquetFile(file).iter_batches(batch_size=_ROWS):
-            yield from map(_line, batch.to_pylist())
+            yield from map(json_line, batch.to_pylist())
 
 
-def _line(row: dict[str, Any]) -> bytes:
+def json_line(row: dict[str, Any]) -> bytes:
+    """A batch row in columns as one line of JSON."""
     body = row.pop("body")
     text = body if isinstance(body, str) else json.dumps(_without_none(body), default=str)
     # The text goes in as it is: what is wrong with it is the row's own error, found where all rows are parsed.
@@ -56,19 +57,23 @@ def _without_none(value):
 def export(lines: Iterable[bytes], path: str) -> None:
     """Writes output rows to a Parquet file, which appears whole or not at all."""
     pyarrow = _pyarrow()
-    schema = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "custom_id", "response", "error")])
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with pyarrow.parquet.ParquetWriter(temporary, table([]).schema, compression="zstd") as writer:
             for some in batched(lines, _ROWS):
-                writer.write_table(
-                    pyarrow.Table.from_pylist([_cells(json.loads(line)) for line in some], schema)
-                )
+                writer.write_table(table(some))
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise JournalError(f"{path}: cannot write: {error.strerror or error}") from None
+
+
+def table(lines: Iterable[bytes]) -> Any:
+    """Output rows as a pyarrow table of strings."""
+    pyarrow = _pyarrow()
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "custom_id", "response", "error")])
+    return pyarrow.Table.from_pylist([_cells(json.loads(line)) for line in lines], schema)
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str | None]:

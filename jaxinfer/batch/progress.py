@@ -93,9 +93,10 @@ def state(tally: Tally) -> str:
     prompt_rate, generated_rate = tally.rates()
     errors = f", {count:,} errors" if (count := tally.all_errors.total()) else ""
     left = "" if (seconds := tally.seconds_left) is None else f", {duration(seconds)} left"
+    workers = "" if tally.workers is None else f", {tally.workers()}"
     return (
         f"{tally.rows:,} rows{errors}, tokens/s {prompt_rate:,.0f} in ({tally.cached_share:.0%} cached) "
-        f"{generated_rate:,.0f} out{left}"
+        f"{generated_rate:,.0f} out{left}{workers}"
     )
 
 

@@ -16,7 +16,7 @@ from jaxinfer.batch.kept import Kept
 from jaxinfer.batch.output import Answerer, NumberedTokens, error_row
 from jaxinfer.batch.reorder import InputOrder
 from jaxinfer.batch.rows import row_error
-from jaxinfer.batch.source import Source
+from jaxinfer.batch.source import Lines
 from jaxinfer.batch.spool import Refused, Spool, Ticket
 from jaxinfer.batch.survey import BlendEngine, Engine, Survey
 from jaxinfer.batch.tally import Tally
@@ -41,7 +41,7 @@ class BatchRun:
     def __init__(
         self,
         engine: Engine,
-        source: Source,
+        source: Lines,
         settings: Settings,
         *,
         tally: Tally,

@@ -8,7 +8,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 from jaxinfer.batch import parquet
 from jaxinfer.errors import INPUT_UNREADABLE, JaxInferError, RequestError
@@ -38,6 +38,19 @@ class Line(NamedTuple):
     raw: bytes
     input: int = 0
     problem: RequestError | None = None
+
+
+class Lines(Protocol):
+    """Lines to answer, the same ones at every pass.
+
+    Attributes:
+      position: how far the pass in progress has come, for a progress bar.
+    """
+
+    @property
+    def position(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Line]: ...
 
 
 class Source:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxinfer.batch.identity import DigestSet, Identifier
 from jaxinfer.batch.output import refused_row
 from jaxinfer.batch.rows import Row, RowError, row_error
-from jaxinfer.batch.source import Source
+from jaxinfer.batch.source import Lines
 from jaxinfer.batch.spool import Spool, Ticket
 from jaxinfer.batch.tally import Tally
 from jaxinfer.core import Completion, Request
@@ -50,7 +50,7 @@ class Survey:
         self._engine, self._spool, self._tally, self._ignored = engine, spool, tally, ignored
         self._places = 0  # of rows that are still to be done
 
-    def read(self, source: Source, fingerprint: bytes, done: DigestSet, lengths: Mapping[bytes, int]) -> None:
+    def read(self, source: Lines, fingerprint: bytes, done: DigestSet, lengths: Mapping[bytes, int]) -> None:
         """Reads all of `source`; the tally counts its rows, and as kept those in `done`.
 
         Args:

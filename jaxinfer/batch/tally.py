@@ -24,6 +24,7 @@ class Tally:
       survey_seconds: time for reading and planning the whole input.
       estimate: of the planned work; None while the input is still being read.
       started: when answering began.
+      workers: says how the workers do, where there are several.
     """
 
     kept: int = 0
@@ -39,6 +40,7 @@ class Tally:
     survey_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
     estimate: Estimate | None = None
+    workers: Callable[[], str] | None = None
     _computed: Callable[[], float] = lambda: 0.0
 
     def plan(self, estimate: Estimate, computed: Callable[[], float]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from jaxinfer.engine.apart import Apart
 from jaxinfer.engine.beams import Beams, OpenBeams
 from jaxinfer.engine.blend import Blend
 from jaxinfer.engine.device import Device, InFlight
-from jaxinfer.engine.limits import token_limit
+from jaxinfer.engine.limits import RequestLimits
 from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.engine.metrics import Metrics
 from jaxinfer.engine.plan import Chunk, StepPlan, TokensNeeded
@@ -71,6 +70,12 @@ class Engine:
         if settings.engine.mesh is not None and spread is ONE_DEVICE:
             raise ConfigError("engine.mesh: the model that this engine was given lies on one device")
         self.memory = MemoryPlan.make(config, settings, self.quest, spread)
+        self.limits = RequestLimits(
+            config=config,
+            memory=self.memory,
+            has_tokenizer=tokenizer is not None,
+            prompt_tail=settings.sparsity.prompt_tail,
+        )
         self.planner = Planner(settings.engine, self._new_cache(), config.rope)
         if settings.schedule.policy == "longest-prefix":
             self.planner.waiting = LongestPrefix(lambda: self.planner.cache)
@@ -167,7 +172,7 @@ class Engine:
 
     def _opened(self, request: Request, limit: int) -> OpenRequest | OpenBeams:
         given = (request, limit, prefix_namespace(self.config.rope, len(request.prompt_ids)))
-        eos, dense = self.config.eos_ids, self._dense_tokens(request)
+        eos, dense = self.config.eos_ids, self.limits.dense_tokens(request)
         if request.sampling.beam_width > 1 and not request.score:
             return OpenBeams(*given, eos_ids=eos, tokenizer=self.tokenizer, dense_tokens=dense)
         seed = self.settings.engine.seed
@@ -175,17 +180,9 @@ class Engine:
             *given, default_seed=seed, eos_ids=eos, tokenizer=self.tokenizer, dense_tokens=dense
         )
 
-    def _dense_tokens(self, request: Request) -> int:
-        """Tokens that attend to everything: of the prompt all but its tail, and as many as are dense by policy."""
-        if self.quest is None:
-            return sys.maxsize
-        prompt = len(request.prompt_ids) - self.settings.sparsity.prompt_tail
-        return max(prompt, self.quest.dense_tokens, 1)
-
     def token_limit(self, request: Request) -> int:
         """Most tokens of its prompt and one answer. Raises RequestError if it can never be served."""
-        dense = self._dense_tokens(request)
-        return token_limit(request, self.config, self.memory, self.tokenizer is not None, dense)
+        return self.limits.token_limit(request)
 
     def step(self) -> None:
         """Plan and launch the next call, then read the one before it. Out of device memory, do less at once from here.

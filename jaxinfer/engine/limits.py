@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+
 from jaxinfer.core import Request
 from jaxinfer.engine.memory import MemoryPlan
 from jaxinfer.errors import KV_POOL_EXCEEDED, RequestError
 from jaxinfer.models.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """What an engine can serve; it can be sent to where requests are checked.
+
+    Attributes:
+      prompt_tail: tokens at the end of a prompt that choose pages, where anything does.
+    """
+
+    config: ModelConfig
+    memory: MemoryPlan
+    has_tokenizer: bool
+    prompt_tail: int = 0
+
+    def dense_tokens(self, request: Request) -> int:
+        """Tokens that attend to everything: of the prompt all but its tail, and as many as are dense by policy."""
+        quest = self.memory.quest
+        if quest is None:
+            return sys.maxsize
+        return max(len(request.prompt_ids) - self.prompt_tail, quest.dense_tokens, 1)
+
+    def token_limit(self, request: Request) -> int:
+        """Most tokens of its prompt and one answer. Raises RequestError if it can never be served."""
+        dense = self.dense_tokens(request)
+        return token_limit(request, self.config, self.memory, self.has_tokenizer, dense)
 
 
 def token_limit(

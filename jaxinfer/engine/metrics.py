@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxinfer.schedule.demand import Demand
 
-_LEVELS = {"peak_pages", "pages", "pages_in_use", "pages_kept", "running"}
+LEVELS = {"peak_pages", "pages", "pages_in_use", "pages_kept", "running"}
 
 
 @dataclass
@@ -81,5 +81,5 @@ class Metrics:
         now: dict[str, Any] = self.as_dict()
         then = before.as_dict()
         return Metrics(
-            **{name: value if name in _LEVELS else value - then[name] for name, value in now.items()}
+            **{name: value if name in LEVELS else value - then[name] for name, value in now.items()}
         )

@@ -1,1 +1,1 @@
-"""More than one device: one program over a mesh of them."""
+"""More than one device: one program over a mesh of them, or many workers of a Ray cluster."""

@@ -110,6 +110,18 @@ class RequestTree:
         """Of each request with what it alone computes, by request."""
         return Totals(cost.compute(self.alone + outputs), cost.memory(self.prompt, outputs))
 
+    def common(self, line: np.ndarray) -> np.ndarray:
+        """int64 [requests of `line`], prompt tokens that each shares with the one before it in `line`; 0 for the first."""
+        node = self.attach[line]
+        above, below = node[:-1].copy(), node[1:].copy()
+        apart = np.flatnonzero(above != below)
+        while len(apart):  # a parent's number is smaller, so the larger one of two is not above the other
+            first, second = above[apart], below[apart]
+            above[apart] = np.where(first > second, self.parent[first], first)
+            below[apart] = np.where(second > first, self.parent[second], second)
+            apart = apart[above[apart] != below[apart]]
+        return np.concatenate([np.zeros(min(len(line), 1), np.int64), self.depth[below]])
+
     def nodes(self, cost: Cost, outputs: np.ndarray) -> Totals:
         """Of each node's subtree; what is shared below it is computed once, what is above it is not counted."""
         each = self.requests(cost, outputs)

@@ -1,0 +1,132 @@
+"""Units and who is sent them: everything once, equal work, subtrees whole, and nothing lost with a worker."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).parents[1] / "schedule"))
+
+from batches import workload
+
+from jaxinfer.scaleout.dispatch import Dispatcher
+from jaxinfer.scaleout.units import Units
+from jaxinfer.schedule.cost import Cost
+from jaxinfer.schedule.plan import make_plan
+from jaxinfer.schedule.profile import PRACTICAL, SUM
+from jaxinfer.schedule.tree import RequestTree
+from jaxinfer.schedule.workload import Sharing
+
+PAGE = 16
+
+
+def cut(prompts, outputs, workers, joint=SUM):
+    cost = Cost(token_seconds=3.0, key_seconds=0.02, joint=joint)
+    batch = workload(prompts)
+    sharing = Sharing.of(batch, PAGE)
+    tree = RequestTree.shared(batch, sharing, PAGE)
+    outputs = np.asarray(outputs, float)
+    plan = make_plan(tree, cost, outputs)
+    return tree, Units.cut(plan, cost, outputs, 4 * workers, sharing)
+
+
+def few_shot(seed=0):
+    """Questions behind shared examples, chats, and long answers."""
+    draw = np.random.default_rng(seed)
+    prompts, outputs = [], []
+    for family in range(20):
+        examples = draw.integers(0, 99, 320).tolist()
+        for _ in range(100):
+            prompts.append([*examples, *draw.integers(0, 99, 40).tolist()])
+            outputs.append(int(draw.integers(1, 8)))
+        for _ in range(20):
+            prompts.append([family, *draw.integers(0, 99, int(draw.integers(20, 400))).tolist()])
+            outputs.append(int(draw.integers(10, 400)))
+    return prompts, outputs
+
+
+def computed(tree, rows):
+    """Prompt tokens that go through one engine whose cache keeps everything."""
+    nodes = set()
+    for node in set(tree.attach[rows].tolist()):
+        while node > 0 and node not in nodes:
+            nodes.add(node)
+            node = int(tree.parent[node])
+    return int(tree.alone[rows].sum() + tree.own[sorted(nodes)].sum())
+
+
+def serve(dispatcher, workers, speeds, most=7):
+    """The rows of each worker, when they take turns by their speeds."""
+    rows, credit = [[] for _ in range(workers)], np.zeros(workers)
+    while dispatcher.left:
+        credit += speeds
+        for worker in range(workers):
+            if credit[worker] >= 1:
+                credit[worker] -= 1
+                rows[worker] += dispatcher.take(worker, most, idle=True).tolist()
+    return rows
+
+
+@pytest.mark.parametrize("joint", [SUM, PRACTICAL])
+def test_four_workers_share_nearly_what_one_shares(joint):
+    tree, units = cut(*few_shot(), 4, joint)
+    parts = [units.line[units.starts[i] : units.starts[i + 4]] for i in range(0, 16, 4)]
+    total = int(tree.prompt.sum())
+    shared = total - sum(computed(tree, part) for part in parts)
+    assert shared >= 0.97 * tree.shared_tokens > 0.3 * total
+    seconds = np.diff(units.seconds[units.starts[::4]])
+    assert seconds.max() <= 1.05 * seconds.mean()
+
+
+def test_idle_workers_take_whole_subtrees():
+    tree, units = cut(*few_shot(), 4)
+    dispatcher = Dispatcher(units, 4)
+    rows = serve(dispatcher, 4, np.array([1.0, 1.0, 1.0, 0.25]))
+    assert sorted(row for part in rows for row in part) == list(range(len(tree.order)))
+    assert dispatcher.stolen > 0 and len(rows[3]) < len(rows[0]) / 2
+    shared = int(tree.prompt.sum()) - sum(computed(tree, np.array(part)) for part in rows)
+    assert shared >= 0.95 * tree.shared_tokens
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=40), st.integers(1, 40)), max_size=40
+    ),
+    st.integers(1, 4),
+    st.sampled_from([SUM, PRACTICAL]),
+    st.data(),
+)
+def test_every_row_is_sent_once_and_again_if_it_was_lost(batch, workers, joint, data):
+    _, units = cut([prompt for prompt, _ in batch], [output for _, output in batch], workers, joint)
+    assert sorted(units.line) == list(range(len(batch)))
+    dispatcher = Dispatcher(units, workers)
+    answered, lost = [], 0
+    for _ in range(1000):
+        worker = data.draw(st.integers(0, workers - 1))
+        rows = dispatcher.take(worker, data.draw(st.integers(1, 6)), idle=True).tolist()
+        if rows and lost < 8 and data.draw(st.booleans()):
+            lost += 1
+            guilty = dispatcher.give_back(rows)
+            assert guilty is None or rows == [guilty]
+            answered += [] if guilty is None else [guilty]
+        else:
+            answered += rows
+        if not dispatcher.left:
+            break
+    assert sorted(answered) == list(range(len(batch)))
+
+
+def test_a_unit_is_sent_from_both_ends():
+    prompts, outputs = few_shot()
+    tree, units = cut(prompts, outputs, 1, PRACTICAL)
+    cost = Cost(token_seconds=3.0, key_seconds=0.02, joint=PRACTICAL)
+    each = tree.requests(cost, np.asarray(outputs, float))
+    for first, last in zip(units.starts[:-1], units.starts[1:]):
+        part = units.line[first:last]
+        compute, memory = np.cumsum(each.compute[part]), np.cumsum(each.memory[part])
+        middle = slice(len(part) // 10, None)
+        assert np.abs(compute / compute[-1] - memory / memory[-1])[middle].max() < 0.1
