@@ -12,6 +12,7 @@ from jaxinfer.schedule.cost import Cost
 from jaxinfer.schedule.profile import PRACTICAL, SUM
 
 SLOTS = 8
+ALONE = 70
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class Making:
       folder: every process leaves a file there, named by its id, with the requests that it was given.
       delay: seconds that an answer takes.
       dies_at: requests that end the process that is given them; "start" ends it before any.
+      processes: no process answers more than `ALONE` requests before so many processes have started.
     """
 
     folder: str
     delay: float = 0.0
     dies_at: tuple[str, ...] = ()
+    processes: int = 0
     package: str = ""
     model: str = "model-a"
     overlaps: bool = False
@@ -56,15 +59,24 @@ class FakeRank:
         )
 
     def serve(self, inbox):
+        taken = 0
         while inbox.ready(wait=60.0):
             request = next(inbox, None)
             if request is None:
                 return
+            taken += 1
+            if taken > ALONE:
+                self._wait_for_processes()
             print(request.id, file=self._log)
             if request.id in self._making.dies_at:
                 time.sleep(0.1)
                 os._exit(3)
             yield from self._model.stream([request])
+
+    def _wait_for_processes(self):
+        deadline = time.monotonic() + 60
+        while len(given(self._making.folder)) < self._making.processes and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def metrics(self):
         return self._model.metrics()

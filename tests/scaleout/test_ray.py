@@ -118,7 +118,7 @@ def test_a_killed_worker_costs_only_what_it_had_in_flight(job):
     whole = job.whole()
     killer = kill_one_worker(job, after=40)
     metrics = job.folder / "metrics.json"
-    assert job.run("--metrics", metrics, delay=0.02) == 1
+    assert job.run("--metrics", metrics, delay=0.02, processes=3) == 1
     killer.join()
     assert job.answers() == whole
     served = [row for rows in given(job.log).values() for row in rows]
