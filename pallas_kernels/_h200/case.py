@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Array = tuple[tuple[int, ...], str]
+LAYERS, POOL_PAGES = 2, 4096  # of the pools in the cases
 
 
 @dataclass(frozen=True)

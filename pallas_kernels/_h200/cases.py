@@ -5,15 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels._h200.case import Array, Case
+from pallas_kernels._h200.attention_cases import ATTENTION_CASES
+from pallas_kernels._h200.case import LAYERS, POOL_PAGES, Array, Case
 from pallas_kernels._h200.low_bit_cases import LOW_BIT_CASES
 from pallas_kernels.expert_mlp import mosaic_gpu as experts
 from pallas_kernels.expert_mlp.shapes import ON_GPU as EXPERT_SHAPES
 from pallas_kernels.hybrid_attention import mosaic_gpu as hybrid
 from pallas_kernels.hybrid_attention.shapes import SHAPES as MIXED_SHAPES
 from pallas_kernels.packed_pages import PackedPages
-from pallas_kernels.page_attention import mosaic_gpu as attention
-from pallas_kernels.page_attention.shapes import SHAPES as ATTENTION_SHAPES
 from pallas_kernels.page_bounds import ScaledBounds
 from pallas_kernels.page_bounds import mosaic_gpu as bounds
 from pallas_kernels.page_bounds.shapes import SHAPES as BOUNDS_SHAPES
@@ -23,30 +22,6 @@ from pallas_kernels.page_select import mosaic_gpu as select
 from pallas_kernels.page_select.shapes import SHAPES as SELECT_SHAPES
 from pallas_kernels.ragged_attention import mosaic_gpu as ragged
 from pallas_kernels.ragged_attention.shapes import ON_GPU as RAGGED_SHAPES
-
-LAYERS, POOL_PAGES = 2, 4096
-
-
-def _attention(shape) -> Case:
-    rows = len(shape.tokens)
-    pool = ((LAYERS, POOL_PAGES, shape.kv_heads, shape.page_size, shape.head_dim), "bfloat16")
-    width = -(-max(shape.tokens) // shape.page_size)
-    q = ((rows, shape.q_heads, shape.head_dim), "bfloat16")
-    lists, tokens = ((rows, shape.lists, width), "int32"), ((rows, shape.lists), "int32")
-    run = functools.partial(attention.page_attention, scale=shape.head_dim**-0.5)
-    return Case(run, (q, pool, pool, ((), "int32"), lists, tokens))
-
-
-def _packed_attention(shape, bits) -> Case:
-    """page_attention over pools of `bits`."""
-    q, pool, _, layer, lists, tokens = _attention(shape).arguments
-    codes, words = (*pool[0][:4], shape.head_dim * bits // 8), pool[0][:4]
-
-    def run(q, k_codes, k_words, v_codes, v_words, *args):
-        pools = PackedPages(k_codes, k_words), PackedPages(v_codes, v_words)
-        return attention.page_attention(q, *pools, *args, scale=shape.head_dim**-0.5)
-
-    return Case(run, (q, *((codes, "uint8"), (words, "int32")) * 2, layer, lists, tokens))
 
 
 def _ragged(shape) -> Case:
@@ -160,15 +135,7 @@ def _experts(shape) -> Case:
 
 
 CASES = {
-    **{f"page_attention {name}": _attention(shape) for name, shape in ATTENTION_SHAPES.items()},
-    **{
-        f"page_attention {name} int{bits}": _packed_attention(ATTENTION_SHAPES[name], bits)
-        for bits, names in {
-            4: ("pocket_2048", "llama3_8b_2048", "llama3_8b_page_32", "llama2_7b_1024"),
-            8: ("pocket_dense", "llama3_8b_2048"),
-        }.items()
-        for name in names
-    },
+    **ATTENTION_CASES,
     **{f"ragged_attention {name}": _ragged(shape) for name, shape in RAGGED_SHAPES.items()},
     **{
         f"ragged_attention {name} int{bits}": _packed_ragged(RAGGED_SHAPES[name], bits)

@@ -1,5 +1,7 @@
 """The kernels of low bits: int4_matmul in every mode, quantize with what comes before it."""
 
+from collections.abc import Callable
+
 import jax
 
 from pallas_kernels._h200.case import Array, Case
@@ -11,7 +13,8 @@ from pallas_kernels.quantize import mosaic_gpu as rounding
 from pallas_kernels.quantize.shapes import ON_GPU as ROUNDING_SHAPES
 
 
-def _low_bits(shape, two_level: bool) -> Case:
+def product(shape, two_level: bool) -> tuple[tuple[Array, ...], Callable]:
+    """Arguments for int4_matmul of 8-bit activations, flat, and what makes its x and w of them."""
     lead = (shape.experts,) if shape.experts else ()
     low, n, m = shape.inputs - shape.outliers, shape.outputs, shape.rows
     groups = low // shape.group
@@ -29,17 +32,24 @@ def _low_bits(shape, two_level: bool) -> Case:
         ((m, shape.outliers), "int8"),
         ((m, 1), "float32"),
     )
+
+    def operands(*args):
+        x, rest = QuantizedRows(*args[:4]), args[4:]
+        low, scale, channel, high, high_scale = rest if two_level else (rest[0], rest[1], None, *rest[2:])
+        return x, PackedMatrix(low, scale, channel, high, high_scale)
+
+    return (*rows, *weights), operands
+
+
+def _low_bits(shape, two_level: bool) -> Case:
+    arguments, operands = product(shape, two_level)
     sizes = (((shape.experts,), "int32"),) if shape.experts else ()
 
     def run(*args):
-        x, rest = QuantizedRows(*args[:4]), args[4:]
-        low, scale, channel, high, high_scale = (
-            rest[:5] if two_level else (rest[0], rest[1], None, *rest[2:4])
-        )
-        matrix = PackedMatrix(low, scale, channel, high, high_scale)
-        return low_bits.int4_matmul(x, matrix, args[-1] if shape.experts else None)
+        x, matrix = operands(*args[: len(arguments)])
+        return low_bits.int4_matmul(x, matrix, *args[len(arguments) :])
 
-    return Case(run, (*rows, *weights, *sizes), instruction=r"wgmma\.mma_async\S*\.s32\.s8\.s8")
+    return Case(run, (*arguments, *sizes), instruction=r"wgmma\.mma_async\S*\.s32\.s8\.s8")
 
 
 def _wide_rows(shape) -> Case:

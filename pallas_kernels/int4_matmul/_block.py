@@ -35,23 +35,22 @@ def scratch_types(tile: int, dtype, high: bool) -> dict:
     return scratch
 
 
-def block_of_outputs(experts, given, out, **rest):
-    expert = experts[lax.axis_index("rows")]
+def block_of_outputs(column, block, part, experts, given, out, **rest):
+    expert = experts[block]
 
     @pl.when(expert != UNUSED)
     def _():
-        _compute(expert, given, out, **rest)
+        _compute(column, block, part, expert, given, out, **rest)
 
 
 def _compute(
-    expert, given, out, *,
+    column, block, part, expert, given, out, *,
     w_ring, x_ring, arrived, out_tile, stage, w_high=None, x_high=None, high_arrived=None,
     groups, each, scale_rows, pair,
 ):  # fmt: skip
     stages, tile, half = x_ring.shape[0], x_ring.shape[1], BLOCK // 2
     floats, two_level, high = "biased" not in given, "channel" in given, "w_high" in given
     per_group = not floats and given["x_scale"].shape[0] > 1
-    column, block, part = (lax.axis_index(name) for name in ("outputs", "rows", "part"))
     outputs, rows = pl.ds(column * OUTPUTS, OUTPUTS), pl.ds(block * tile, tile)
     begin = part * each
     count = jnp.clip(groups - begin, 0, each)

@@ -13,13 +13,15 @@ outputs by both (the eight groups of a sector one after another, from the first-
 each 64 outputs, mostly from the second-level cache; parts write and read 8 * M * N * parts bytes, M at least 8.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels._mosaic import plgpu, processors
+from pallas_kernels._mosaic import processors
+from pallas_kernels._roles import Role, launch
 from pallas_kernels.int4_matmul._block import OUTPUTS, UNUSED, block_of_outputs, scratch_types
 from pallas_kernels.int4_matmul.matrix import BLOCK, PackedMatrix
 from pallas_kernels.quantize.rows import QuantizedRows
@@ -32,15 +34,21 @@ FEWEST_GROUPS = 4  # of a part
 
 def int4_matmul(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array | None = None) -> jax.Array:
     """See `api.int4_matmul`."""
-    _check(x, w)
     if group_sizes is None:
-        rows = x.tokens
-        tile = next((size for size in ROWS if size >= rows), ROWS[-1])
-        padded = jax.tree.map(lambda a: jnp.pad(a, ((0, -rows % tile), (0, 0))), x)
-        matrices = jax.tree.map(lambda a: a[None], w)
-        blocks = jnp.zeros(-(-rows // tile), jnp.int32)
-        return _blocks(padded, matrices, blocks, tile)[:rows]
+        return launch(role(x, w), "int4_matmul")
+    _check(x, w)
     return _grouped(x, w, group_sizes)
+
+
+def role(x: QuantizedRows, w: PackedMatrix) -> Role:
+    """A block for each 64 outputs, some rows and part of the channels."""
+    _check(x, w)
+    rows = x.tokens
+    tile = next((size for size in ROWS if size >= rows), ROWS[-1])
+    padded = jax.tree.map(lambda a: jnp.pad(a, ((0, -rows % tile), (0, 0))), x)
+    matrices = jax.tree.map(lambda a: a[None], w)
+    found = _blocks(padded, matrices, jnp.zeros(-(-rows // tile), jnp.int32), tile)
+    return dataclasses.replace(found, finish=lambda parts: found.finish(parts)[:rows])
 
 
 def _grouped(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array) -> jax.Array:
@@ -58,8 +66,8 @@ def _grouped(x: QuantizedRows, w: PackedMatrix, group_sizes: jax.Array) -> jax.A
         lambda a: jnp.zeros((count * tile, a.shape[1]), a.dtype).at[place].set(a, mode="drop"), x
     )
     of_block = _expert(block_ends, count)
-    out = _blocks(padded, w, jnp.where(of_block < experts, of_block, UNUSED), tile)
-    return out.at[place].get(mode="fill", fill_value=0)
+    blocks = _blocks(padded, w, jnp.where(of_block < experts, of_block, UNUSED), tile)
+    return launch(blocks, "int4_matmul").at[place].get(mode="fill", fill_value=0)
 
 
 def _expert(ends: jax.Array, count: int) -> jax.Array:
@@ -81,7 +89,7 @@ def _check(x: QuantizedRows, w: PackedMatrix) -> None:
         raise NotImplementedError(f"{w.outputs} outputs; a multiple of {OUTPUTS}")
 
 
-def _blocks(x: QuantizedRows, w: PackedMatrix, experts: jax.Array, tile: int) -> jax.Array:
+def _blocks(x: QuantizedRows, w: PackedMatrix, experts: jax.Array, tile: int) -> Role:
     """x: rows of whole blocks; w with an axis E in front; experts: int32, the matrix of each block of rows, which is left
     unwritten where it is UNUSED."""
     assert x.low is not None and w.low is not None and w.scale is not None
@@ -110,17 +118,18 @@ def _blocks(x: QuantizedRows, w: PackedMatrix, experts: jax.Array, tile: int) ->
         scale_rows=scale_rows,
         pair=w.outputs // scale_rows,
     )
-    kernel = plgpu.kernel(
-        lambda experts, *refs, **scratch: body(experts, dict(zip(given, refs)), refs[-1], **scratch),
-        out_type=jax.ShapeDtypeStruct((parts, w.outputs, rows), jnp.float32),
+    return Role(
         grid=(w.outputs // OUTPUTS, len(experts), parts),
-        grid_names=("outputs", "rows", "part"),
-        kernel_name="int4_matmul",
-        scratch_types=scratch_types(tile, x.low.dtype, w.high is not None),
+        body=lambda column, block, part, experts, *refs, **scratch: body(
+            column, block, part, experts, dict(zip(given, refs)), refs[-1], **scratch
+        ),
+        inputs=(experts, *given.values()),
+        outputs=(jax.ShapeDtypeStruct((parts, w.outputs, rows), jnp.float32),),
+        scratch=scratch_types(tile, x.low.dtype, w.high is not None),
+        finish=lambda parts: parts.sum(0).T,
     )
-    return kernel(experts, *given.values()).sum(0).T
 
 
 def _parts(blocks: int, groups: int) -> int:
-    wanted = -(-BLOCKS_PER_PROCESSOR * processors() // blocks)
+    wanted = -(-BLOCKS_PER_PROCESSOR * processors() // max(blocks, 1))
     return max(1, min(wanted, groups // FEWEST_GROUPS))

@@ -59,7 +59,7 @@ def role(q, k_pages, v_pages, layer, page_lists, tokens, *, scale: float) -> Rol
     queries = [grouped]
     if len(pools) > 2:
         columns = pools[0].shape[4]  # the channels whose codes lie in one nibble go together
-        halves = grouped.reshape(*grouped.shape[:3], -1, columns).swapaxes(2, 3)
+        halves = grouped.reshape(*grouped.shape[:3], head_dim // columns, columns).swapaxes(2, 3)
         queries = [halves, grouped.astype(jnp.float32).sum(-1)]
     body = functools.partial(body, each=each, kv_heads=kv_heads, scale=scale * LOG2_E)
     args = (a.astype(jnp.int32) for a in (page_lists, tokens, jnp.reshape(layer, (1,))))
@@ -100,7 +100,7 @@ def _listed(words, layer, page_lists, heads):
     ids = jnp.broadcast_to(page_lists, (rows, heads, width))
     ids = jnp.pad(ids, ((0, 0), (0, 0), (0, -width % PAGES)))
     reads = jnp.arange(heads) // (heads // words.shape[2])
-    return words[layer, ids, reads[:, None]].reshape(rows, heads, -1)
+    return words[layer, ids, reads[:, None]].reshape(rows, heads, ids.shape[2] * words.shape[3])
 
 
 def _check(dtype, head_dim, page_size, group):
