@@ -57,8 +57,8 @@ def named(layer: Layer) -> dict[str, np.ndarray]:
 
 
 def from_named(arrays: dict[str, np.ndarray], like: Layer) -> Layer:
-    """The reverse of `named`, in the structure and types of `like`."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays[_name(path)].astype(leaf.dtype), like)
+    """The reverse of `named`, in the structure of `like`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays[_name(path)], like)
 
 
 def layer_pieces(

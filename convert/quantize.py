@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from convert.layers import described, from_named, layer_pieces, named, read_layer
+from convert.layers import described, layer_pieces, read_layer
 from convert.report import write_report
 from convert.source import Source
 from convert.workshop import Workshop, folder_of
@@ -54,7 +55,7 @@ def quantized(
         yield replace(piece, dtype=block.dtype.name), block
     plain = replace(source.config, quantization=None)
     before, after = described(plain), described(source.config)
-    shop = Workshop(out, source.folder.folder, source.folder.files, form, text)
+    shop = Workshop(out, source.folder.folder, source.folder.files, source.config, text)
     layers = (
         read_layer(i, like, source.folder, source.specs, source.shapes, plain.moe_layers[i])
         for i, like in enumerate(before)
@@ -66,7 +67,7 @@ def quantized(
             shop.save(layer, report)
         reports.append(report)
         asked.told(report)
-        stored = from_named(named(layer), after[report.index])
+        stored = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), layer, after[report.index])
         yield from layer_pieces(report.index, stored, plain.moe_layers[report.index], size)
     write_report(building, reports)
 

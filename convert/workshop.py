@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from convert.layers import from_named, named
+from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Layer
-from jaxinfer.models.serialized import form_to_json
+from jaxinfer.models.serialized import form_to_json, to_json
 from jaxinfer.quant.calibrate import LayerReport
-from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.matrices import MatrixReport
 
 KEY = "key.json"
@@ -28,16 +28,17 @@ def folder_of(out: Path) -> Path:
 
 
 class Workshop:
-    """A hidden folder beside OUT_FOLDER with one file a finished layer. What another source, form or text left is removed."""
+    """A hidden folder beside OUT_FOLDER with one file a finished layer. What another source, config, form or text left is removed."""
 
     def __init__(
-        self, out: Path, source: Path, files: tuple[str, ...], form: Quantization, windows: np.ndarray
+        self, out: Path, source: Path, files: tuple[str, ...], config: ModelConfig, windows: np.ndarray
     ):
         self.folder = folder_of(out)
         stats = [(name, (source / name).stat()) for name in files]
         key = {
             "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-            "form": form_to_json(form),
+            "config": to_json(config),
+            "form": form_to_json(config.quantization),
             "text": hashlib.sha256(np.ascontiguousarray(windows).tobytes()).hexdigest(),
         }
         path = self.folder / KEY
@@ -47,7 +48,7 @@ class Workshop:
             path.write_text(json.dumps(key))
 
     def load(self, index: int, like: Layer) -> tuple[Layer, LayerReport] | None:
-        """A finished layer, or None."""
+        """A finished layer as it was saved, or None."""
         path = self._path(index)
         if not path.is_file():
             return None
@@ -58,15 +59,14 @@ class Workshop:
         return from_named(arrays, like), LayerReport(matrices=matrices, **report)
 
     def save(self, layer: Layer, report: LayerReport) -> None:
-        """Keeps a layer, whole or not at all. Types that numpy has not are kept as float32."""
-        arrays: dict[str, Any] = {
-            name: array.astype(np.float32) if array.dtype.kind == "V" else array
-            for name, array in named(layer).items()
-        }
+        """Keeps a layer, whole or not at all."""
+        arrays: dict[str, Any] = {**named(layer)}
         arrays["report"] = np.asarray(json.dumps(dataclasses.asdict(report)))
         path = self._path(report.index)
         with open(path.with_suffix(".partial"), "wb") as file:
             np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(path.with_suffix(".partial"), path)
 
     @property

@@ -29,7 +29,8 @@ class LayerReport:
     """One quantized layer.
 
     Attributes:
-      drift: root of the squared difference of both streams after it over the square of the plain one; NaN without text.
+      drift: root of the squared difference of both streams after it over the square of the plain one; NaN without text,
+        or where that is zero.
     """
 
     index: int
@@ -58,7 +59,7 @@ def quantize_layers(
       kept: a layer that was quantized by an earlier run, or None.
 
     Raises:
-      ModelError: weights that are not finite, by their name.
+      ModelError: weights that are not finite, by their name, or that make inputs of a layer so.
     """
     plain = [embedding[ids].astype(np.float32) for ids in windows]
     rounded = list(plain)
@@ -66,17 +67,17 @@ def quantize_layers(
     for index, layer in enumerate(layers):
         earlier = kept(index)
         layer = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), layer)
+        _check_finite(index, layer)
+        if step and form.smooth_keys:
+            layer = smoothed(layer, _key_scales(step, layer, plain))
         if earlier is None:
-            _check_finite(index, layer)
-            if step and form.smooth_keys:
-                layer = smoothed(layer, _key_scales(step, layer, plain))
-            statistics = _summed(step.statistics(layer, x, index) for x in plain) if step else {}
+            statistics = _summed(index, (step.statistics(layer, x, index) for x in plain)) if step else {}
             orders = _orders(layer, statistics, form)
             arranged = arrange(layer, orders, form)
             inputs = {name: order for name, order in orders.items() if name != "mlp.down"}
             moments: dict[str, np.ndarray] = {}
             if step and form.needs_text:
-                moments = _summed(step.moments(arranged, x, index, inputs, form) for x in rounded)
+                moments = _summed(index, (step.moments(arranged, x, index, inputs, form) for x in rounded))
             new, matrices = _round(layer, arranged, orders, statistics, moments, form)
         else:
             new, report = earlier
@@ -85,7 +86,8 @@ def quantize_layers(
             plain = [step.run(layer, x, index) for x in plain]
             rounded = [step.run(new, x, index) for x in rounded]
             difference = sum(float(np.square(a - b).sum()) for a, b in zip(plain, rounded))
-            drift = math.sqrt(difference / sum(float(np.square(a).sum()) for a in plain))
+            size = sum(float(np.square(a).sum()) for a in plain)
+            drift = math.sqrt(difference / size) if size > 0 else math.nan
         yield (new, LayerReport(index, matrices, drift)) if earlier is None else (new, report)
 
 
@@ -192,12 +194,18 @@ def _of_experts(moments: np.ndarray | None, count: int, form: Quantization) -> l
     return [own + everybody for own in moments]
 
 
-def _summed(parts: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+def _summed(index: int, parts: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     total: dict[str, np.ndarray] = {}
     for part in parts:
         for name, noted in part.items():
             wide = np.asarray(noted, np.float64)
             total[name] = total[name] + wide if name in total else wide
+    for name, summed in total.items():
+        if not np.isfinite(summed).all():
+            raise ModelError(
+                f"layers.{index}.{name}: the calibration text gives it inputs that are NaN or too large for float32; "
+                "look at the norm before it, the layers before, and embed"
+            )
     return total
 
 

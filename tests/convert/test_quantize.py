@@ -1,5 +1,6 @@
 """jaxinfer-convert --quant: what is stored, that it goes on where it was stopped, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -18,6 +19,7 @@ from jaxinfer.errors import ConfigError, ModelError
 from jaxinfer.models.checkpoint import load_model, read_manifest
 from jaxinfer.models.tokenizer import Tokenizer
 from jaxinfer.quant.form import quantization
+from jaxinfer.quant.matrices import round_matrix
 from jaxinfer.quant.model import quantize_model
 from jaxinfer.quant.text import encode, windows
 
@@ -123,31 +125,42 @@ def test_every_piece_names_its_type_and_the_report_is_there(converted):
     assert not list(folder.parent.glob(".w4a8*"))
 
 
-def test_a_stopped_run_goes_on(source, text, converted, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on(source, text, tmp_path, monkeypatch):
+    """To the same bits as one that was not stopped, also where norms are stored in fewer of them than they are kept in."""
+
     def stop(report):
-        if report.index == 1:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
+    def run(name, told=lambda report: None):
+        quantize = Quantize("atom-w4a8", {}, text, told)
+        return convert(source, tmp_path / name, dtype="bfloat16", quantize=quantize)
+
+    whole = run("whole")
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out", quantize=Quantize("atom-w4a8", {}, text, stop))
+        run("out", stop)
     assert not (tmp_path / "out").exists()
-    assert len(list((tmp_path / ".out.quantizing").glob("layer-*"))) == 2
-    monkeypatch.setattr("jaxinfer.quant.calibrate.round_matrix", None)  # nothing is left to round
-    convert(source, tmp_path / "out", quantize=Quantize("atom-w4a8", {}, text))
-    assert read_manifest(tmp_path / "out").fingerprint == read_manifest(converted[0]).fingerprint
-    (_, one), (_, other) = load_model(tmp_path / "out"), load_model(converted[0])
+    assert len(list((tmp_path / ".out.quantizing").glob("layer-*"))) == 1
+    rounded = []
+    monkeypatch.setattr(
+        "jaxinfer.quant.calibrate.round_matrix", lambda *args: rounded.append(args) or round_matrix(*args)
+    )
+    assert run("out").fingerprint == whole.fingerprint
+    assert len(rounded) == 2 + 2 * 4  # of the second layer
+    (_, one), (_, other) = load_model(tmp_path / "out"), load_model(tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
-def test_layers_of_another_form_are_not_taken_over(source, text, tmp_path):
+def test_layers_of_another_model_form_or_text_are_not_taken_over(source, converted, tmp_path):
     shop = [tmp_path / "out", source, ("model.safetensors",)]
-    _, config = None, read_manifest(source.parent / "w4a8").config
-    form = quantization("atom-w4a4", config)
-    first = quantize.Workshop(*shop, form, np.zeros((1, 4), np.int32))
-    (first.folder / "layer-00000.npz").touch()
-    assert quantize.Workshop(*shop, form, np.zeros((1, 4), np.int32)).finished == 1
-    assert quantize.Workshop(*shop, form, np.ones((1, 4), np.int32)).finished == 0
+    config = read_manifest(converted[0]).config
+    other = dataclasses.replace(config, quantization=quantization("atom-w4a4", config))
+    text = np.zeros((1, 4), np.int32)
+    for changed in (other, dataclasses.replace(config, norm_eps=1e-3), config):
+        for sample, kept in ((text, 0), (text, 1), (text + 1, 0)):
+            made = quantize.Workshop(*shop, changed, sample)
+            assert made.finished == kept
+            (made.folder / "layer-00000.npz").touch()
 
 
 def test_another_mode_is_refused(converted):

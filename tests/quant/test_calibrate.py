@@ -137,6 +137,15 @@ def test_weights_that_are_no_numbers_are_named(model):
         )
 
 
+def test_inputs_that_are_no_numbers_are_named(model):
+    embedding = np.array(model.embed, np.float32)
+    embedding[WINDOWS[0, 5], 7] = np.nan
+    form = quantization("atom-w4a8", NARROW)
+    layers = [as_numpy(run[0]) for run in model.runs]
+    with pytest.raises(ModelError, match=r"layers\.0\.attention\.\w+: .* NaN or too large .* embed"):
+        list(quantize_layers(NARROW, form, embedding, layers, WINDOWS))
+
+
 def test_windows_of_text():
     form = dataclasses.replace(quantization("atom-w4a4", NARROW), samples=3, length=100)
     ids = np.arange(1000)
