@@ -37,9 +37,8 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def _matmul(name: str, shape: LowBitShape, mode: str, dtype) -> Case:
-    if mode == "w4a16":
-        shape = dataclasses.replace(shape, outliers=0)
+def operands(shape: LowBitShape, mode: str, dtype) -> tuple[QuantizedRows, PackedMatrix]:
+    """Random x and w of int4_matmul; rows are rounded from `dtype`."""
     keys = iter(jax.random.split(jax.random.key(0), 6))
     lead, low, n = (shape.experts,) if shape.experts else (), shape.inputs - shape.outliers, shape.outputs
     groups, channel = low // shape.group, None
@@ -60,6 +59,13 @@ def _matmul(name: str, shape: LowBitShape, mode: str, dtype) -> Case:
     if mode != "w4a16":
         bits, group = (8, 0) if mode == "w4a8" else (4, shape.group)
         rows = quantize(x, bits=bits, group=group, outliers=shape.outliers, implementation="xla")
+    return rows, matrix
+
+
+def _matmul(name: str, shape: LowBitShape, mode: str, dtype) -> Case:
+    if mode == "w4a16":
+        shape = dataclasses.replace(shape, outliers=0)
+    rows, matrix = operands(shape, mode, dtype)
     sizes = None
     if shape.experts:
         shares = np.full(shape.experts, shape.rows // shape.experts)
@@ -69,7 +75,7 @@ def _matmul(name: str, shape: LowBitShape, mode: str, dtype) -> Case:
     def call(implementation, args):
         return int4_matmul(*args, implementation=implementation)
 
-    floor = _bytes((rows, matrix)) + 4 * shape.rows * n
+    floor = _bytes((rows, matrix)) + 4 * shape.rows * shape.outputs
     return Case("int4_matmul", f"{name} {mode}", call, (rows, matrix, sizes), floor)
 
 

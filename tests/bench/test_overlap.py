@@ -1,18 +1,24 @@
-"""What the overlap bench counts and predicts, and that its baseline computes the same attention."""
+"""What the overlap bench counts and predicts, and that its baselines compute the same."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import overlap
+from bench import overlap, overlap_attention, overlap_product
+from bench.hopper import BANDWIDTH
+from bench.overlap_product import Pair
 from jaxinfer.schedule.profile import MAX, SUM
 from pallas_kernels.hybrid_attention import hybrid_attention
 from pallas_kernels.hybrid_attention.shapes import MixedShape
+from pallas_kernels.hybrid_matmul.shapes import Beside
+from pallas_kernels.int4_matmul.shapes import LowBitShape
+from pallas_kernels.page_attention.shapes import ListShape
 
 TINY = MixedShape(4, 2, 64, 16, ((24, 40),), (33, 7), 1)
+PAGES = ListShape(4, 2, 64, 16, (33, 7), 2)
 
 
-def test_work_is_counted_tile_by_tile():
+def test_work_of_attention_is_counted_tile_by_tile():
     shape = MixedShape(32, 8, 128, 16, ((70, 100), (5, 5)), (300, 64), 8)
     flops = 0
     for tokens, length in shape.chunks:
@@ -22,45 +28,104 @@ def test_work_is_counted_tile_by_tile():
             flops += steps * 2 * (2 * 128 * 64 * 128) * 8
     read = 2 * (300 + 64) * 128 * 2 * 8
     partial = (2 + 1) * 8 * 2 * (4 * 128 * 4 + 2 * 16 * 4)  # parts of 256 tokens, written and read
-    assert overlap.Work.of(shape) == overlap.Work(flops, read + partial)
+    assert overlap_attention.Work.of(shape) == overlap_attention.Work(flops, read + partial)
 
 
-@pytest.mark.parametrize("shape", overlap.mixes(False).values(), ids=str)
-def test_both_take_as_long_as_the_longer_and_no_longer_than_the_sum(shape):
-    compute, memory, joint = overlap.predicted(shape)
-    assert MAX(compute, memory) <= joint <= SUM(compute, memory)
+def test_work_of_a_product_is_counted_block_by_block():
+    pair = Pair(Beside(LowBitShape(130, 512, 256), ListShape(32, 8, 128, 16, (300, 64), 8)), False)
+    flops = cached = 0
+    for _ in range(0, 130, 128):
+        for _ in range(0, 256, 128):
+            flops += 2 * 128 * 128 * 512
+            cached += 2 * (128 + 128) * 512
+    pages = overlap_attention.Work.of(MixedShape(32, 8, 128, 16, (), (300, 64), 8)).bytes
+    assert overlap_product.Work.of(pair) == overlap_product.Work(flops, cached, 2 * 512 * 256, pages)
+
+
+@pytest.mark.parametrize("tokens", [(300, 64), (64,)])
+def test_low_bits_read_fewer_bytes(tokens):
+    sizes = LowBitShape(64, 512, 256), ListShape(32, 8, 128, 16, tokens, 1)
+    work = {low: overlap_product.Work.of(Pair(Beside(*sizes), low)) for low in (False, True)}
+    kept = 512 - 128  # channels of 4 bits; then outliers, scales of groups, two scales of the output
+    assert work[True].weights == 256 * (kept // 2 + 128 + kept // 128 + 8)
+    key = 2 * 8 * sum(tokens)  # keys and values of all heads
+    assert work[False].bytes - work[True].bytes == key * (2 * 128 - (64 + 4))
+
+
+@pytest.mark.parametrize("part", overlap.PARTS)
+def test_both_take_as_long_as_the_longer(part):
+    """And in no attention longer than one after the other; products may, by the second-level cache."""
+    module = overlap.PARTS[part]
+    for shape in module.mixes(False).values():
+        compute, memory, joint = module.predicted(shape)
+        assert MAX(compute, memory) <= joint
+        assert part == "product" or joint <= SUM(compute, memory)
 
 
 def test_a_role_alone_takes_its_own_time():
-    compute, memory, joint = overlap.predicted(MixedShape(32, 8, 128, 16, ((512, 512),), ()))
+    compute, memory, joint = overlap_attention.predicted(MixedShape(32, 8, 128, 16, ((512, 512),), ()))
     assert memory == 0 and joint == pytest.approx(compute)
-    compute, memory, joint = overlap.predicted(MixedShape(32, 8, 128, 16, (), (4096,) * 8))
+    compute, memory, joint = overlap_attention.predicted(MixedShape(32, 8, 128, 16, (), (4096,) * 8))
     assert compute == 0 and joint == pytest.approx(memory)
 
 
+def test_splitting_reads_the_weights_of_two_products_again():
+    """The output projection and gate_up, in so far as the rows would not have paid for them in one product."""
+    pair = overlap_product.mixes(False)["1024 bf16 + 64 x 2048"]
+    compute = 1e-3
+    around = overlap_product.around(pair, compute)
+    read, own = 2 * 4096 * (4096 + 28672) / BANDWIDTH, compute * 64 / 1024 * (4096 + 28672) / 28672
+    assert around["again"] == pytest.approx(max(read - own, 0))
+    assert overlap_product.around(pair, compute, 1.0)["again"] == pytest.approx(32768 / 28672 - own)
+    parameters = 4096 * (4096 + 2 * 1024 + 4096) + 3 * 4096 * 14336
+    layer = compute * 1088 / 1024 * parameters / (4096 * 28672)
+    assert around["rest"] == pytest.approx(layer - compute)
+    row = around | {"compute": compute, "memory": 1e-3, "joint": 1.5e-3}
+    want = (around["rest"] + 2e-3) / (around["rest"] + 1.5e-3 + around["again"])
+    assert overlap.gain(row) == pytest.approx(want)
+
+
 def test_gathered_pages_give_the_same_attention():
-    args = overlap.arrays(TINY)
+    args = overlap_attention.arrays(TINY)
     want = hybrid_attention(*args, scale=TINY.head_dim**-0.5)[2:26]
-    got = overlap.gathered(TINY, *args, implementation="xla")[0]
+    got = overlap_attention.gathered(TINY, *args, implementation="xla")[0]
     np.testing.assert_allclose(jnp.float32(got), jnp.float32(want), rtol=3e-2, atol=3e-2)
 
 
-def test_what_is_timed_computes_the_same():
-    args = overlap.arrays(TINY)
-    out = {name: np.asarray(call(*args)) for name, call in overlap.programs(TINY, [2.0], "xla").items()}
+def test_the_timed_attention_is_the_same():
+    args = overlap_attention.arrays(TINY)
+    calls = overlap_attention.programs(TINY, [2.0], "xla")
+    out = {name: np.asarray(call(*args)) for name, call in calls.items()}
     assert list(out) == ["compute", "memory", "sequence", "joint 2"]
     np.testing.assert_array_equal(out["joint 2"], out["sequence"])
     np.testing.assert_array_equal(out["memory"][:2], out["sequence"][:2])
     np.testing.assert_array_equal(out["compute"][2:], out["sequence"][2:])
 
 
+@pytest.mark.parametrize("low_bits", [False, True])
+def test_the_timed_products_are_the_same(low_bits):
+    pair = Pair(Beside(LowBitShape(5, 256, 64), PAGES), low_bits)
+    args = overlap_product.arrays(pair, jnp.float32)
+    out = {name: call(*args) for name, call in overlap_product.programs(pair, [2.0], "xla").items()}
+    assert list(out) == ["compute", "memory", "own", "sequence", "joint 2"]
+    for product in (out["own"], out["sequence"][0], out["joint 2"][0]):
+        np.testing.assert_allclose(product, out["compute"], rtol=1e-5, atol=1e-4)
+    for attended in (out["sequence"][1], out["joint 2"][1]):
+        np.testing.assert_array_equal(attended, out["memory"])
+
+
 def test_without_a_gpu_the_result_says_that_it_predicts(monkeypatch, capsys):
-    monkeypatch.setattr(overlap, "_occupancy", dict)
+    monkeypatch.setattr(overlap, "occupancy", lambda case: {"registers": 255})
     result = overlap.run(quick=True, options=[])
     assert result.summary["measured"] == 0 and "predictions" in capsys.readouterr().out
     for row in result.rows:
         assert row["over_bound"] == pytest.approx(
             row["joint"] / (max(row["compute"], row["memory"]) + 0.3 * min(row["compute"], row["memory"]))
         )
-    joint = overlap.joint_of(result.rows)
-    assert (result.summary["joint_linear"], result.summary["joint_square"]) == (joint.linear, joint.square)
+    worst = max(row["over_bound"] for row in result.rows if row["useful"])
+    assert result.summary["joint_over_bound"] == worst
+    joint = overlap.joint_of([row for row in result.rows if row["part"] == "product" and row["useful"]])
+    found = result.summary["product_joint_linear"], result.summary["product_joint_square"]
+    assert found == (joint.linear, joint.square)
+    kernels = ("hybrid_attention", "hybrid_matmul", "hybrid_matmul_w4a8")
+    assert all(result.summary[f"{kernel}_registers"] == 255 for kernel in kernels)
