@@ -43,6 +43,8 @@ def check_even(engine, alone) -> None:
 def check_exchanges(engine, packed: bool) -> None:
     """Nothing is exchanged but activations: no weight, no part of the pool, no row of the vocabulary."""
     config, heads = engine.config, engine.device._spread.heads
+    sparsity = engine.settings.sparsity
+    chosen_together = heads.copies > 1 and sparsity.token_budget > 0 and sparsity.mode == "shared"
     for tokens, text in zip((TOKENS, ROWS), programs(engine), strict=True):
         found = set(exchanges(text))
         assert ("all-reduce", (tokens, config.hidden_size)) in found
@@ -51,8 +53,8 @@ def check_exchanges(engine, packed: bool) -> None:
             assert kind in ("all-reduce", "all-gather") and shape[0] in rows, (kind, shape)
             assert math.prod(shape[1:]) < config.vocab_size
             if kind == "all-gather" and not packed:
-                assert heads.copies > 1 and shape == (ROWS, config.heads, config.head_dim)
-        assert bool([kind for kind, _ in found if kind == "all-gather"]) == (packed or heads.copies > 1)
+                assert chosen_together and shape == (ROWS, config.heads, config.head_dim)
+        assert bool([kind for kind, _ in found if kind == "all-gather"]) == (packed or chosen_together)
 
 
 def check(case: Case, *meshes: str) -> None:
