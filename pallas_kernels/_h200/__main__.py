@@ -1,10 +1,12 @@
 """python -m pallas_kernels._h200 [PART OF A NAME...]: compiles the cases, a process each, and prints what they take."""
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from pallas_kernels._h200.apart import compile_apart
 from pallas_kernels._h200.cases import CASES
-from pallas_kernels._h200.report import Failure
+from pallas_kernels._h200.report import Failure, Kernel
 
 COLUMNS = "{:<38} {:>9} {:>7} {:>9} {:>13} {:>11}"
 
@@ -15,19 +17,26 @@ def main(wanted: list[str]) -> int:
         COLUMNS.format("kernel and shape", "registers", "spilled", "shared B", "blocks per SM", "temporary B")
     )
     failed = 0
-    for name in names:
-        try:
-            kernels, temporary = compile_apart(name)
-        except Failure as failure:
-            failed += 1
-            print(f"{name:<38} FAILED: {failure}")
-            continue
-        failed += any(kernel.spilled for kernel in kernels)
-        for kernel in kernels:
-            resources = (kernel.registers, kernel.spilled, kernel.shared_bytes, kernel.blocks_per_processor)
-            print(COLUMNS.format(name, *resources, temporary), flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, result in zip(names, pool.map(_compiled, names)):
+            if isinstance(result, Failure):
+                failed += 1
+                print(f"{name:<38} FAILED: {result}", flush=True)
+                continue
+            kernels, temporary = result
+            failed += any(kernel.spilled for kernel in kernels)
+            for each in kernels:
+                resources = (each.registers, each.spilled, each.shared_bytes, each.blocks_per_processor)
+                print(COLUMNS.format(name, *resources, temporary), flush=True)
     print(f"{len(names)} compiled for the H200, {failed} failed")
     return 1 if failed or not names else 0
+
+
+def _compiled(name: str) -> tuple[list[Kernel], int] | Failure:
+    try:
+        return compile_apart(name)
+    except Failure as failure:
+        return failure
 
 
 if __name__ == "__main__":

@@ -128,7 +128,13 @@ def test_a_budget_that_holds_everything_is_dense_attention(budget, caplog):
 
 
 @pytest.mark.parametrize(
-    ("tail", "reuse_steps", "bounds"), [(0, 1, "auto"), (5, 1, "int8"), (0, 3, "int8"), (1000, 7, "auto")]
+    ("tail", "reuse_steps", "bounds"),
+    [
+        pytest.param(0, 1, "auto", marks=pytest.mark.slow),
+        pytest.param(5, 1, "int8", marks=pytest.mark.slow),
+        (0, 3, "int8"),
+        (1000, 7, "auto"),
+    ],
 )
 def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail, reuse_steps, bounds):
     shared = prompts(1, seed=4, low=60, high=61)[0]
@@ -172,7 +178,11 @@ def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so(reuse_steps, bounds
 
 @pytest.mark.parametrize(
     "config, reuse_steps",
-    [(variant(layers=4), 1), (variant(layers=4), 4), (variant(layers=5, windows=(0, 20, 0, 20, 0)), 1)],
+    [
+        pytest.param(variant(layers=4), 1, marks=pytest.mark.slow),
+        (variant(layers=4), 4),
+        (variant(layers=5, windows=(0, 20, 0, 20, 0)), 1),
+    ],
     ids=["1", "4", "windows-between"],
 )
 def test_stacked_layers_choose_as_unrolled_ones(config, reuse_steps):

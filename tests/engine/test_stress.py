@@ -73,7 +73,9 @@ def draw_batch(
     return requests, wanted
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize(
+    "seed", [*range(12), *(pytest.param(i, marks=pytest.mark.slow) for i in range(12, 24))]
+)
 def test_random_batches(seed):
     draw = random.Random(seed)
     kind, (pages, sequences, tokens, steps) = list(CONFIGS)[seed % 3], SHAPES[seed // 3 % 4]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -77,6 +77,9 @@ def tokenizer(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp("tokenizer"), chat_template=TEMPLATE)
 
 
+ADDED = ["<s>", "</s>", "<tool>"]
+
+
 def stream(tokenizer, ids):
     detokenizer = tokenizer.detokenizer()
     return [detokenizer.feed([token]) for token in ids], detokenizer.finish()
@@ -84,6 +87,7 @@ def stream(tokenizer, ids):
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=60))
 def test_streamed_text_is_the_text(tokenizer, text):
+    assume(not any(added in text for added in ADDED))
     ids = tokenizer.encode(text)
     fed, rest = stream(tokenizer, ids)
     assert rest == ""
@@ -139,8 +143,7 @@ def test_chat_renders_the_template_with_one_beginning(tokenizer):
 
 @given(
     pieces=st.lists(
-        st.sampled_from(["<s>", "</s>", "<tool>"])
-        | st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+        st.sampled_from(ADDED) | st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
         max_size=9,
     )
 )
