@@ -248,7 +248,7 @@ class ScaleoutSettings(Section):
 
     Attributes:
       workers: processes with an engine each; None is one for each GPU, or one a machine where there are none.
-      gpus: that each of them takes; None is one where the cluster has any.
+      gpus: that each of them takes; None is one for each device of engine.mesh where the cluster has any.
       cpus: that each of them takes of what Ray counts.
       units: pieces that the batch is cut into, for each worker.
       start_seconds: a worker that has not loaded its model by then has failed.

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from jaxinfer.config import ScaleoutSettings
+from jaxinfer.config import MeshShape, Settings
 from jaxinfer.errors import ConfigError
 
 LOCAL = ""
@@ -79,28 +79,35 @@ def _signal_handlers_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def resources(ray: Any, settings: ScaleoutSettings) -> tuple[int, dict[str, float]]:
-    """How many workers to start, and what each takes, as Ray's options.
+def resources(ray: Any, settings: Settings) -> tuple[int, dict[str, float]]:
+    """How many workers to start, and what each takes, as Ray's options. A worker whose model is spread over a mesh takes a GPU for
+    each device of it.
 
     Raises:
       ConfigError: the cluster has no room for them.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = settings.gpus
+    scaleout, gpus = settings.scaleout, settings.scaleout.gpus
     if gpus is None:
-        gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
-    needs = {"CPU": settings.cpus, "GPU": gpus}
+        gpus = float(_devices(settings)) if any(node.get("GPU") for node in nodes) else 0.0
+    needs = {"CPU": scaleout.cpus, "GPU": gpus}
     room = sum(_fits(node, needs) for node in nodes)
-    wanted = settings.workers
+    wanted = scaleout.workers
     if wanted is None:
         wanted = room if gpus else sum(_fits(node, needs) > 0 for node in nodes)
     if room < max(wanted, 1):
         each = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
         raise ConfigError(
             f"scaleout.workers = {max(wanted, 1)}: the cluster has room for {room} workers of {each} each; "
-            "lower scaleout.workers, scaleout.cpus or scaleout.gpus"
+            "lower scaleout.workers, scaleout.cpus, scaleout.gpus or engine.mesh"
         )
-    return wanted, {"num_cpus": settings.cpus, "num_gpus": gpus}
+    return wanted, {"num_cpus": scaleout.cpus, "num_gpus": gpus}
+
+
+def _devices(settings: Settings) -> int:
+    """That one worker's model is on."""
+    mesh = settings.engine.mesh
+    return mesh.tensor * mesh.expert if isinstance(mesh, MeshShape) else 1
 
 
 def _fits(node: dict[str, float], needs: dict[str, float]) -> int:

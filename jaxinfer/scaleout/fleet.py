@@ -88,7 +88,7 @@ class Fleet:
         self.model_name, self.model_fingerprint = front.model_name, front.model_fingerprint
         self._settings, self._load = settings, load
         self._ray = join(address)
-        count, self._options = resources(self._ray, settings.scaleout)
+        count, self._options = resources(self._ray, settings)
         self._seats = [Seat(number) for number in range(count)]
         self._again = 0
         self._limits: Any = None
