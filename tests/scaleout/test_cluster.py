@@ -38,7 +38,7 @@ def test_a_worker_takes_a_gpu_for_each_device_of_its_mesh(overrides, machines, w
 
 def test_a_mesh_larger_than_any_machine_is_refused():
     settings = load_config(None, ["engine.mesh={tensor=4}"])
-    with pytest.raises(ConfigError, match="room for 0 workers of 1 CPU, 4 GPU each; .*engine.mesh"):
+    with pytest.raises(ConfigError, match=r"room for 0 workers of 1 CPU, 4 GPU each; .*engine\.mesh"):
         resources(Nodes((8, 2), (8, 2)), settings)
 
 
