@@ -24,6 +24,7 @@ BENCHES = {
     "overlap": "attention of a mixed step: prefill alone, decode alone, both in one launch, against max + 0.3 min",
     "peers": "the same batch through jaxinfer and through transformers, side by side",
     "pocket": "accuracy of the pocket model by task and length, likelihood of held-out stories, load of its experts",
+    "scale-sim": "8 to 1,024 simulated workers and 10 million requests on the driver's own code, with failures and stragglers",
     "steps": "whole steps compiled for an H200 without one: kernels, loops and choices that make the host wait, memory",
     "quest-attention": "estimate, select and attend against dense attention, by context, budget and batch",
     "quest-accuracy": "what Quest's selections, and evictions on the same budget, keep of the pocket model's answers",

@@ -114,8 +114,32 @@ class Mix:
     counts: dict[str, int]
 
 
-def build(parts: list[tuple[Trace, int]], seed: int = 0, *, fill: bool = False) -> Mix:
-    """`fill` writes every token; without, only those that tell prompts apart, and the rest costs no memory."""
+class Unwritten:
+    """The tokens of prompts that only say what they share, found when asked for: a page of them takes no memory.
+
+    Args:
+      starts: int64 [requests + 1], where each prompt begins.
+      trace: int64 [requests], number of its trace. family: int64 [requests].
+      shared: int64 [traces], tokens that its prompts have in common with others.
+    """
+
+    def __init__(self, starts: np.ndarray, trace: np.ndarray, family: np.ndarray, shared: np.ndarray):
+        self._starts, self._trace, self._family, self._shared = starts, trace, family, shared
+
+    def __getitem__(self, at: np.ndarray) -> np.ndarray:
+        """int32 [rows, tokens], of places that are of one prompt in each row."""
+        row = np.searchsorted(self._starts, at[:, 0], "right") - 1
+        place = at - self._starts[row, None]
+        trace = self._trace[row, None]
+        shared = self._shared[trace]
+        tokens = np.where(place < SYSTEM, trace + 1, 0)
+        tokens = np.where((place == SYSTEM) & (shared > SYSTEM), 10 + self._family[row, None], tokens)
+        return np.where(place == shared, row[:, None] + 200_000, tokens).astype(np.int32)
+
+
+def build(parts: list[tuple[Trace, int]], seed: int = 0, *, fill: bool = False, written: bool = True) -> Mix:
+    """`fill` writes every token; without, only those that tell prompts apart, and the rest costs no memory. Where not even those
+    are `written`, the tokens are `Unwritten`."""
     draw = np.random.default_rng(seed)
     lengths = [trace.lengths(draw, count) for trace, count in parts]
     prompts = [
@@ -123,6 +147,8 @@ def build(parts: list[tuple[Trace, int]], seed: int = 0, *, fill: bool = False) 
         for (trace, _), (prompt, _) in zip(parts, lengths)
     ]
     starts = np.concatenate([[0], np.cumsum(np.concatenate(prompts))])
+    if not written:
+        return _unwritten(parts, lengths, starts, draw)
     size = int(starts[-1])
     tokens = draw.integers(1000, 128_000, size, dtype=np.int32) if fill else np.zeros(size, np.int32)
     first = 0
@@ -133,6 +159,17 @@ def build(parts: list[tuple[Trace, int]], seed: int = 0, *, fill: bool = False) 
             tokens[at + place] = number + 1 if place < SYSTEM else 10 + family
         tokens[at + trace.shared] = np.arange(first, first + count) + 200_000  # of its own from here on
         first += count
+    return _mix(parts, lengths, starts, tokens)
+
+
+def _unwritten(parts, lengths, starts, draw) -> Mix:
+    trace = np.concatenate([np.full(count, i, np.int64) for i, (_, count) in enumerate(parts)])
+    family = np.concatenate([draw.integers(0, max(each.families, 1), count) for each, count in parts])
+    shared = np.array([each.shared for each, _ in parts])
+    return _mix(parts, lengths, starts, Unwritten(starts, trace, family, shared))
+
+
+def _mix(parts, lengths, starts, tokens) -> Mix:
     outputs = np.concatenate([answer for _, answer in lengths])
     workload = Workload(tokens=tokens, starts=starts, answer_limits=outputs)
     known = np.concatenate([np.full(count, trace.known) for trace, count in parts])
