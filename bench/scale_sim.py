@@ -82,7 +82,8 @@ class Batch:
         self.optimum = practical_optimum(self.tree, self.outputs, self.cost)
 
     def _cut(self, workers: int) -> Units:
-        return Units.cut(self.plan, self.cost, self.outputs.astype(float), UNITS * workers, self._sharing)
+        outputs, count = self.outputs.astype(float), UNITS * workers
+        return Units.cut(self.plan, self.cost, outputs, count, self._sharing, turns=UNITS)
 
     def served(self, workers: int, trouble: Trouble) -> SimulatedFleet:
         fleet = SimulatedFleet(

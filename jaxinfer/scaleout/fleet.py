@@ -121,8 +121,8 @@ class Fleet:
         open_ = known < 0
         served = open_ & (workload.prompt_tokens > 0)  # refused rows have no tokens
         plan = make_plan(tree, self._cost, lengths).only(served)
-        count = self._settings.scaleout.units * len(self._seats)
-        units = Units.cut(plan, self._cost, lengths, count, sharing)
+        each = self._settings.scaleout.units
+        units = Units.cut(plan, self._cost, lengths, each * len(self._seats), sharing, turns=each)
         dispatcher = Dispatcher(units, len(self._seats))
         return FleetPlan(dispatcher, np.flatnonzero(open_ & ~served), int(np.count_nonzero(served)))
 

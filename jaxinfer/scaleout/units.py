@@ -33,7 +33,14 @@ class Units:
 
     @classmethod
     def cut(
-        cls, plan: Plan, cost: Cost, outputs: np.ndarray, count: int, sharing: Sharing | None = None
+        cls,
+        plan: Plan,
+        cost: Cost,
+        outputs: np.ndarray,
+        count: int,
+        sharing: Sharing | None = None,
+        *,
+        turns: int = 1,
     ) -> Units:
         """`count` units by a dual scan, neighbours in the plan one after the other.
 
@@ -43,8 +50,9 @@ class Units:
         Args:
           outputs: float64 [requests], expected tokens of each answer.
           sharing: gives the depth-first order; None is the plan's own.
+          turns: units of each worker, one after the other; the longest requests are in first ones.
         """
-        unit = assign(plan, cost, outputs, count, slack=_SLACK)
+        unit = assign(plan, cost, outputs, count, slack=_SLACK, turns=turns)
         by_unit = np.argsort(unit[plan.order], kind="stable")
         line = plan.order[by_unit]
         starts = np.searchsorted(unit[line], np.arange(count + 1))

@@ -16,7 +16,9 @@ def partition(plan: Plan, cost: Cost, outputs: np.ndarray, ranks: int) -> list[P
     return [plan.only(rank == number) for number in range(ranks)]
 
 
-def assign(plan: Plan, cost: Cost, outputs: np.ndarray, ranks: int, *, slack: float = 0.0) -> np.ndarray:
+def assign(
+    plan: Plan, cost: Cost, outputs: np.ndarray, ranks: int, *, slack: float = 0.0, turns: int = 1
+) -> np.ndarray:
     """The rank of every request, taken from both ends like a dual scan (BlendServe, section 5.5): each rank gets its share of
     the compute from the left and of the memory time from the right, so that every part has the density of the whole.
 
@@ -26,6 +28,8 @@ def assign(plan: Plan, cost: Cost, outputs: np.ndarray, ranks: int, *, slack: fl
     Args:
       outputs: [requests], expected tokens of each answer.
       slack: share of a part by which a cut may move to where the requests on both sides share less.
+      turns: ranks that follow each other are so many turns of one machine; the longest requests go to first turns, the shortest
+        to last ones, so that no long one is begun late.
 
     Returns:
       int64 [requests], by request; -1 for those that the plan does not have.
@@ -33,19 +37,25 @@ def assign(plan: Plan, cost: Cost, outputs: np.ndarray, ranks: int, *, slack: fl
     Raises:
       ValueError: fewer than one rank.
     """
-    if ranks < 1:
-        raise ValueError(f"ranks = {ranks}: at least 1 is needed")
+    if not 1 <= turns <= ranks:
+        raise ValueError(
+            f"ranks = {ranks}, turns = {turns}: at least 1 is needed, and no more turns than ranks"
+        )
     outputs = np.asarray(outputs, float)
     each = plan.tree.requests(cost, outputs)
     rank = np.full(len(plan.tree.order), -1)
     given = np.zeros((ranks, 2))
-    loads = [(0.0, number) for number in range(ranks)]
     alone = plan.loners(outputs)
-    for request in alone[np.argsort(-each.memory[alone], kind="stable")]:
-        load, number = heapq.heappop(loads)
-        heapq.heappush(loads, (load + each.memory[request], number))
-        rank[request] = number
-        given[number] += each.compute[request], each.memory[request]
+    alone = alone[np.argsort(-each.memory[alone], kind="stable")]
+    before = np.cumsum(each.memory[alone]) - each.memory[alone]
+    turn = np.floor(before * turns / max(before[-1:].sum(), 1e-300)).clip(max=turns - 1)
+    for at in range(turns):
+        loads = [(0.0, number) for number in range(at, ranks, turns)]
+        for request in alone[turn == at]:
+            load, number = heapq.heappop(loads)
+            heapq.heappush(loads, (load + each.memory[request], number))
+            rank[request] = number
+            given[number] += each.compute[request], each.memory[request]
     line = plan.order[rank[plan.order] < 0]
     scan = _DualScan(each.compute[line], each.memory[line])
     common = plan.tree.common(line) if slack else np.zeros(0, np.int64)

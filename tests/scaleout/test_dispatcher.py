@@ -30,7 +30,7 @@ def cut(prompts, outputs, workers, joint=SUM):
     tree = RequestTree.shared(batch, sharing, PAGE)
     outputs = np.asarray(outputs, float)
     plan = make_plan(tree, cost, outputs)
-    return tree, Units.cut(plan, cost, outputs, 4 * workers, sharing)
+    return tree, Units.cut(plan, cost, outputs, 4 * workers, sharing, turns=4)
 
 
 def few_shot(seed=0):
@@ -130,3 +130,16 @@ def test_a_unit_is_sent_from_both_ends():
         compute, memory = np.cumsum(each.compute[part]), np.cumsum(each.memory[part])
         middle = slice(len(part) // 10, None)
         assert np.abs(compute / compute[-1] - memory / memory[-1])[middle].max() < 0.1
+
+
+@pytest.mark.parametrize("joint", [SUM, PRACTICAL])
+def test_the_longest_requests_are_in_the_first_unit_of_each_worker(joint):
+    prompts, outputs = few_shot()
+    tree, units = cut(prompts, outputs, 4, joint)
+    cost = Cost(token_seconds=3.0, key_seconds=0.02, joint=joint)
+    memory = tree.requests(cost, np.asarray(outputs, float)).memory
+    turn = np.empty(len(memory), int)
+    turn[units.line] = np.repeat(np.arange(len(units)) % 4, np.diff(units.starts))
+    longest = np.argsort(-memory)
+    assert (turn[longest[:30]] == 0).all()
+    assert (turn[longest[:60]] <= 1).all()
