@@ -218,3 +218,22 @@ def test_a_dataset_is_answered_as_a_file(job, cluster):
         return response["body"]["choices"], response["body"]["usage"]
 
     assert all(text(json.loads(row["response"])) == text(wanted[row["custom_id"]]) for row in answers)
+
+
+@pytest.mark.slow
+def test_a_real_model_on_two_workers_gives_the_bytes_of_one_process(tmp_path, cluster):
+    asked = [
+        completion(f"r{i}", f"Story {i} of a friend", max_tokens=3 + i, temperature=i % 2, seed=i)
+        for i in range(10)
+    ]
+    asked += [chat("chat", "Who are you?"), completion("long", "x " * 200)]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    small = "model.dtype=float32 engine.max_seqs=4 engine.max_tokens_per_step=32 cache.pages=64 engine.max_context=64"
+    answers = []
+    for where in (["--ray", "--set", "scaleout.workers=2"], []):
+        out = tmp_path / f"out-{len(where)}.jsonl"
+        sets = [word for setting in small.split() for word in ("--set", setting)]
+        assert main(["-i", str(source), "-o", str(out), *FIXED, *sets, *where]) == 1
+        answers.append(sorted(out.read_bytes().splitlines()))
+    assert answers[0] == answers[1] and len(answers[0]) == 12
