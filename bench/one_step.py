@@ -21,11 +21,13 @@ from jaxinfer.config import load_config
 from jaxinfer.core import MAX_TOP_LOGPROBS
 from jaxinfer.engine.batch import Batcher
 from jaxinfer.engine.memory import MemoryPlan
+from jaxinfer.engine.overlap import TILE
 from jaxinfer.engine.plan import StepPlan
 from jaxinfer.engine.step import StepSpec, decode_steps, mixed_step
 from jaxinfer.models.config import ModelConfig, MoEConfig, RopeConfig
 from jaxinfer.models.decoder import abstract
 from jaxinfer.quant.form import quantization
+from jaxinfer.schedule.step_times import StepShape, Way
 from pallas_kernels._h200.compile import h200
 
 LLAMA = ModelConfig(
@@ -53,12 +55,15 @@ _KERNEL = re.compile(
 )
 
 
-def compile_step(model: str, weights: str, step: str, settings: list[str]) -> dict[str, Any]:
+def compile_step(
+    model: str, weights: str, step: str, settings: list[str], way: str = "whole"
+) -> dict[str, Any]:
     """Args:
       model: of MODELS, four layers of it.
       weights: bfloat16, or a mode of quantization.
       step: mixed or decode.
       settings: beside COMMON.
+      way: of a mixed step, see `Way`.
 
     Returns:
       kernels by name; loops whose length the host has to know, and choices, for each of which it waits; operations that
@@ -72,10 +77,12 @@ def compile_step(model: str, weights: str, step: str, settings: list[str]) -> di
     memory = MemoryPlan.make(config, known, quest)
     batcher = Batcher(memory.max_seqs, memory.table_width, memory.page_size)
     leaves, tree = jax.tree.flatten((abstract(config, "bfloat16"), None))
-    spec = StepSpec(config, tree, known.engine.decode_steps, quest, None, known.engine.overlap == "on")
+    spec = StepSpec(config, tree, known.engine.decode_steps, quest)
     state = jax.eval_shape(memory.make_state)
-    run: Callable[..., Any] = mixed_step
-    batch = batcher.mixed(StepPlan(), memory.token_buckets[-1])
+    tokens = memory.token_buckets[-1]
+    shape = StepShape(Way(way), tokens, TILE if Way(way).in_two else 0)
+    run: Callable[..., Any] = functools.partial(mixed_step, shape=shape)
+    batch = batcher.mixed(StepPlan(), tokens)
     if step == "decode":
         run = functools.partial(decode_steps, steps=spec.decode_steps)
         batch = batcher.decode(StepPlan(), memory.row_buckets[-1])

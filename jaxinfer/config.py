@@ -83,7 +83,9 @@ class EngineSettings(Section):
       max_context: most tokens of prompt and answer; None is the model's own limit.
       decode_steps: steps per device call when every sequence decodes and none waits.
       seed: determines the draws of requests that bring no seed of their own.
-      overlap: "on" attends to the prompts and to the decoding tokens of a step in one launch, where the device has a kernel for it.
+      overlap: of prefill and decode work within a step, on GPUs. "auto" runs each step in the fastest of several ways, by what
+        steps of this model take on this machine, measured at the first start; "on" puts the attention of both into one launch
+        wherever there is a kernel for it.
       layers: "scan" compiles one layer and loops, "unrolled" compiles all; "auto" picks by device and depth.
       compile_cache: folder of the persistent compilation cache; "auto" is the user's cache folder, "off" is none.
       mesh: devices that the model is spread over, such as {tensor = 4}; None is one.
@@ -96,7 +98,7 @@ class EngineSettings(Section):
     max_context: int | None = setting(None, low=2, answers=True)
     decode_steps: int = setting(8, low=1, high=1024)
     seed: int = setting(0, low=-(2**63) + 1, high=2**63 - 1, answers=True)
-    overlap: str = setting("off", choices=("off", "on"))
+    overlap: str = setting("off", choices=("off", "on", "auto"))
     layers: str = setting("auto", choices=("auto", "scan", "unrolled"))
     compile_cache: str = setting("auto")
     mesh: MeshShape | dict | None = setting(None, check=mesh_problem)  # noqa: RUF009

@@ -121,13 +121,14 @@ class Batcher:
         rows.kv_lengths[: len(plan.decodes)] = [c.start for c in plan.decodes]
         return batch
 
-    def mixed(self, plan: StepPlan, size: int) -> Batch:
-        """A step of `size` flat tokens."""
+    def mixed(self, plan: StepPlan, size: int, *, singles_first: bool = False) -> Batch:
+        """A step of `size` flat tokens, those of single rows before all others if asked for."""
         chunks = plan.decodes + plan.prefills
         batch = self._rows(chunks, min(size, self.max_seqs))
         rows = Rows(*batch.rows)
         count = len(chunks)
-        rows.starts[:count] = np.cumsum(rows.counts[:count]) - rows.counts[:count]
+        order = np.argsort(1 - rows.single[:count], kind="stable") if singles_first else np.arange(count)
+        rows.starts[order] = np.cumsum(rows.counts[order]) - rows.counts[order]
         rows.kv_lengths[:count] = [c.start + c.count for c in chunks]
         matrix = np.zeros((len(Tokens._fields), size), np.int32)
         tokens = Tokens(*matrix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from jaxinfer.config import Settings
 from jaxinfer.core import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 from jaxinfer.engine.batch import Batch, Batcher, Needs, needs_of
 from jaxinfer.engine.memory import MemoryPlan, bucket
+from jaxinfer.engine.overlap import Overlap, identity, measure, pairs, ways
 from jaxinfer.engine.plan import StepPlan
 from jaxinfer.engine.sampler import Sampled
 from jaxinfer.engine.sequence import Sequence
@@ -22,6 +24,11 @@ from jaxinfer.engine.step import Programs, State, StepSpec, copy_pages, set_beam
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.layers import Decoder
 from jaxinfer.offload.offload import Offload
+from jaxinfer.schedule.kept import kept
+from jaxinfer.schedule.step_times import StepShape, StepTimes, Way
+from jaxinfer.version import package_version
+
+logger = logging.getLogger("jaxinfer")
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,12 @@ class Device:
         self._config = config
         self.offload = offload
         self._weights, tree = jax.tree.flatten((model, None if offload is None else offload.records))
-        overlap = settings.engine.overlap == "on"
         spec = StepSpec(
             memory.local,
             tree,
             settings.engine.decode_steps,
             quest,
             offload,
-            overlap,
             spread,
             spread.layout(self._weights),
         )
@@ -85,6 +90,26 @@ class Device:
         # Of the decode calls' loops, (): any. A GPU's host waits for every round of a loop whose length it has to learn.
         self._lengths = (1, spec.decode_steps) if jax.default_backend() == "gpu" else ()
         self._state = self._new_state()
+        self.overlap = self._choose_overlap(settings.engine.overlap)
+
+    def _choose_overlap(self, setting: str) -> Overlap:
+        memory = self.memory
+        if setting != "auto":
+            return Overlap(memory.token_buckets, always=Way.ATTENTION if setting == "on" else Way.WHOLE)
+        offered, sizes = ways(self._config), pairs(memory)
+        if len(offered) == 1 or not sizes or self._spread is not ONE_DEVICE:
+            return Overlap(memory.token_buckets)
+        kind = jax.devices()[0].device_kind
+        name = identity(kind, package_version(), memory, sizes, offered)
+        given = (self._run_mixed, self._batcher, memory, sizes, offered, self.reset)
+
+        def make() -> StepTimes:
+            logger.info("measuring on this %s how mixed steps run fastest, once for this model", kind)
+            return measure(*given)
+
+        times = kept(f"steps-{name}", make, write=StepTimes.rows, read=StepTimes.of)
+        self.reset()
+        return Overlap(memory.token_buckets, times)
 
     @property
     def compilations(self) -> int:
@@ -104,13 +129,14 @@ class Device:
             sampled = self._decode(batch, steps, top)
         else:
             real = sum(chunk.count for chunk in plan.decodes + plan.prefills)
-            padded = bucket(real, self.memory.token_buckets)
-            batch = self._batcher.mixed(plan, padded)
-            given = (self._weights, self._state, batch)
+            shape = self.overlap.shape(plan)
+            padded = shape.tokens
+            batch = self._batcher.mixed(plan, padded, singles_first=shape.way.in_two)
             if any(chunk.sequence.request.score for chunk in plan.prefills):
+                given = (self._weights, self._state, batch)
                 self._state, sampled, scores = self._programs.score(*given, top=top)
             else:
-                self._state, sampled = self._programs.mixed(*given, top=top)
+                sampled = self._mixed(batch, shape, top)
         logprobs = batch.needs is not None and bool(Needs(*batch.needs).logprobs)
         for array in sampled if logprobs else [sampled.tokens]:
             array.copy_to_host_async()
@@ -120,10 +146,9 @@ class Device:
         """Compile the programs that generate, for every declared shape; those of beam search come when they are first needed."""
         nothing, nowhere = StepPlan(), self.memory.max_seqs
         for needs in (None, np.zeros(len(Needs._fields), bool)):
-            for size in self.memory.token_buckets:
-                batch = self._batcher.mixed(nothing, size)._replace(needs=needs)
-                given = (self._weights, self._state, batch)
-                self._state, _ = self._programs.mixed(*given, top=MAX_TOP_LOGPROBS)
+            for shape in self.overlap.shapes:
+                batch = self._batcher.mixed(nothing, shape.tokens)._replace(needs=needs)
+                self._mixed(batch, shape, MAX_TOP_LOGPROBS)
             for size in self.memory.row_buckets:
                 batch = self._batcher.decode(nothing, size)._replace(needs=needs)
                 for steps in self._lengths or (0,):
@@ -140,6 +165,14 @@ class Device:
         """Lose all keys and slots: a failed call may have taken its donated state with it."""
         del self._state  # before its successor is allocated
         self._state = self._new_state()
+
+    def _mixed(self, batch: Batch, shape: StepShape, top: int) -> Sampled:
+        run = self._programs.chains if shape.way is Way.CHAINS else self._programs.mixed
+        self._state, sampled = run(self._weights, self._state, batch, top=top, shape=shape)
+        return sampled
+
+    def _run_mixed(self, batch: Batch, shape: StepShape) -> jax.Array:
+        return self._mixed(batch, shape, MAX_TOP_LOGPROBS).tokens
 
     def _decode(self, batch: Batch, steps: int, top: int) -> Sampled:
         given = (self._weights, self._state, batch)

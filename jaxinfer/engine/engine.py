@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections import deque
@@ -136,6 +137,8 @@ class Engine:
         engine = self.settings.engine
         tree = RequestTree.shared(workload, sharing, size)
         cost = Cost.of(self.demand, measured(self.memory.dtype))
+        if self.device.overlap.times is not None:
+            cost = dataclasses.replace(cost, joint=self.device.overlap.times.joint)
         if not cost.joint.overlaps:
             known = workload.known
             seen = np.flatnonzero(known >= 0)

@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.attention import Chosen, QuestPolicy, choose, choose_or_reuse, chooses_anew
+from jaxinfer.engine.nano import Beside, attend_in_two
 from jaxinfer.kvcache.pool import KVPool
 from jaxinfer.models.config import ModelConfig
 from jaxinfer.models.decoder import Attend, ByLayer
+from jaxinfer.models.nano import NanoBatches
+from jaxinfer.schedule.step_times import StepShape, Way
 from jaxinfer.split import ALL_HEADS, HeadSplit
 from pallas_kernels.hybrid_attention import hybrid_attention
 from pallas_kernels.kv_write import kv_write
@@ -25,6 +28,10 @@ from pallas_kernels.ragged_attention import ragged_attention
 
 # Between dense and sparse layers, from the first to the last. With more of them each layer chooses as it runs.
 MOST_CHANGES = 2
+IN_ONE = StepShape(Way.WHOLE, 0)
+
+
+Attended = jax.Array | tuple[jax.Array, Beside]
 
 
 class PagedCache(NamedTuple):
@@ -57,16 +64,17 @@ class PagedRows(NamedTuple):
 
 def paged_attention(
     config: ModelConfig, policy: QuestPolicy | None, rows: PagedRows, kv_slots: jax.Array, *, mixed: bool,
-    overlap: bool = False, heads: HeadSplit = ALL_HEADS,
-) -> Attend | ByLayer:  # fmt: skip
+    shape: StepShape = IN_ONE, heads: HeadSplit = ALL_HEADS,
+) -> Attend | NanoBatches | ByLayer:  # fmt: skip
     """The attention of a forward pass over flat tokens [T]: writes their keys and values, then attends.
 
     Args:
       policy: how single rows choose their pages; None lets every row attend to all its keys.
       kv_slots: int32 [T], page * page_size + offset; negative for padding.
       mixed: whether rows that are not single may be among them.
+      shape: of a mixed step, which says how the attention of single rows and of the others go together; of a split one the
+        first nano-batch holds the single rows' tokens.
       heads: those that this device has.
-      overlap: whether those and the single rows go in one launch where the device has a kernel for it.
     """
     scale = 1 / math.sqrt(config.head_dim)
     single = (rows.single > 0) & (rows.counts > 0)
@@ -82,21 +90,24 @@ def paged_attention(
                 q, pool.k_pages, pool.v_pages, layer, *of_rows, scale=scale, window=window
             )
 
-        def with_singles(page_lists: jax.Array, tokens: jax.Array) -> jax.Array:
+        def with_singles(page_lists: jax.Array, tokens: jax.Array) -> Attended:
             pages = (pool.k_pages, pool.v_pages, layer)
+            of_rows = (rows.page_table, rows.starts, rows.counts, rows.kv_lengths)
+            if shape.first:
+                return attend_in_two(shape, q, pages, single, of_rows, (page_lists, tokens), scale)
             if mixed:
-                of_rows = (rows.page_table, rows.starts, rows.counts, rows.kv_lengths, single)
-                settings = {"scale": scale, "window": window, "implementation": None if overlap else "xla"}
-                return hybrid_attention(q, *pages, *of_rows, page_lists, tokens, **settings)
+                implementation = None if shape.way is Way.ATTENTION else "xla"
+                settings = {"scale": scale, "window": window, "implementation": implementation}
+                return hybrid_attention(q, *pages, *of_rows, single, page_lists, tokens, **settings)
             singles = page_attention(q[rows.starts], *pages, page_lists, tokens, scale=scale)
             return jnp.zeros_like(q).at[jnp.where(single, rows.starts, q.shape[0])].set(singles, mode="drop")
 
-        def to_all() -> jax.Array:
-            if _decodes_apart(config):
+        def to_all() -> Attended:
+            if shape.first or _decodes_apart(config):
                 return with_singles(rows.page_table[:, None], lengths[:, None])
             return ragged(rows.counts)
 
-        def to_chosen() -> tuple[jax.Array, Chosen | None]:
+        def to_chosen() -> tuple[Attended, Chosen | None]:
             assert policy is not None and pool.bounds is not None
             asking = q[rows.starts]
             if policy.mode == "shared":  # the query heads of a KV head choose together, wherever they are
@@ -119,12 +130,16 @@ def paged_attention(
         slots = jnp.where(anew, rows.slots, cache.chosen.number.shape[1])
         return out, cache._replace(pool=pool, chosen=cache.chosen.with_rows(layer, slots, now))
 
+    def made(dense: bool | None) -> Attend | NanoBatches:
+        own = functools.partial(attend, dense)
+        return NanoBatches(shape.first, own) if shape.first else own
+
     if policy is None:
-        return functools.partial(attend, None)
+        return made(None)
     dense = [layer < policy.dense_layers or window > 0 for layer, window in enumerate(config.windows)]
     if sum(a != b for a, b in itertools.pairwise(dense)) > MOST_CHANGES:
-        return functools.partial(attend, None)
-    kinds = {kind: functools.partial(attend, kind) for kind in (False, True)}
+        return made(None)
+    kinds = {kind: made(kind) for kind in (False, True)}
     return ByLayer(tuple(kinds[kind] for kind in dense))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxinfer.attention import Chosen, QuestPolicy
 from jaxinfer.engine.batch import TOKEN_FROM_SLOT, Batch, Knobs, Needs, Rows, Tokens
-from jaxinfer.engine.paged import PagedCache, PagedRows, paged_attention
+from jaxinfer.engine.paged import IN_ONE, PagedCache, PagedRows, paged_attention
 from jaxinfer.engine.sampler import Sampled, SlotTable, logprobs_of, sample
 from jaxinfer.engine.spread import ONE_DEVICE, Spread
 from jaxinfer.kvcache.pool import KVPool
@@ -22,7 +22,9 @@ from jaxinfer.models.decoder import forward, logits
 from jaxinfer.models.layers import Decoder
 from jaxinfer.models.moe import Experts
 from jaxinfer.offload.offload import Offload
+from jaxinfer.schedule.step_times import StepShape
 
+_CONCURRENT = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 SCORE_BLOCK = 64  # tokens whose logits over the whole vocabulary are held at once when scoring
 
 
@@ -54,7 +56,6 @@ class StepSpec:
       decode_steps: most steps of a decode call.
       quest: how decoding tokens choose the pages they attend to; None for all.
       offload: computes the experts that are not part of the model.
-      overlap: attend to the chunks and the decoding rows of a mixed step in one launch.
       spread, layout: how the model lies on devices, and the arrays of its weights on them.
     """
 
@@ -63,7 +64,6 @@ class StepSpec:
     decode_steps: int
     quest: QuestPolicy | None = None
     offload: Offload | None = None
-    overlap: bool = False
     spread: Spread = ONE_DEVICE
     layout: tuple[Any, ...] = ()
 
@@ -78,7 +78,8 @@ class StepSpec:
 class Programs:
     """The jitted steps of one spec: `mixed`, `score` and `decode` take (weights, state, batch, ...) and donate the state;
     the static `top` is how many of the likeliest tokens they report where a row asks for them. The `steps` of `decode` are
-    static where they are given by name.
+    static where they are given by name. `mixed` takes a static `shape` as well, see `mixed_step`; `chains` is `mixed` for those
+    whose independent parts a GPU may run at once.
 
     Engines of equal specs share them (`Programs.of`). They live as long as one of those engines does: compiled code
     takes a few hundred memory maps a program, and the kernel grants a process some ten thousand.
@@ -89,6 +90,7 @@ class Programs:
     def __init__(self, spec: StepSpec):
         self._traced: list[str] = []
         self.mixed = _jit(mixed_step, spec, self._traced)
+        self.chains = _jit(mixed_step, spec, self._traced, _CONCURRENT)
         self.score = _jit(score_step, spec, self._traced)
         self.decode = _jit(decode_steps, spec, self._traced)
 
@@ -105,8 +107,10 @@ class Programs:
         return programs
 
 
-def _jit(step: Callable, spec: StepSpec, traced: list[str]) -> Callable:
-    def run(weights: list[jax.Array], state: State, *batch, **static: int):
+def _jit(
+    step: Callable, spec: StepSpec, traced: list[str], options: Mapping[str, Any] | None = None
+) -> Callable:
+    def run(weights: list[jax.Array], state: State, *batch, **static: Any):
         traced.append(step.__name__)  # runs while tracing, never in a compiled call
 
         def share(weights: list[jax.Array], state: State, *batch):
@@ -116,14 +120,17 @@ def _jit(step: Callable, spec: StepSpec, traced: list[str]) -> Callable:
         state, results = spec.spread.program(share, spec.layout)(weights, state, *batch)
         return state, *results
 
-    return jax.jit(run, donate_argnums=1, static_argnames=("top", "steps"))
+    static = ("top", "steps", "shape")
+    given = None if options is None or jax.default_backend() != "gpu" else dict(options)
+    return jax.jit(run, donate_argnums=1, static_argnames=static, compiler_options=given)
 
 
 def mixed_step(
-    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, top: int
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, top: int, shape: StepShape = IN_ONE
 ) -> tuple[State, Sampled]:
-    """Chunks and decoding rows together; one new token per row, as Sampled with a step axis of one."""
-    state, sampled, _ = _run_mixed(spec, weights, state, batch, top)
+    """Chunks and decoding rows together; one new token per row, as Sampled with a step axis of one. The batch is laid out for
+    `shape`."""
+    state, sampled, _ = _run_mixed(spec, weights, state, batch, top, shape)
     return state, sampled
 
 
@@ -132,7 +139,7 @@ def score_step(
 ) -> tuple[State, Sampled, jax.Array]:
     """As `mixed_step`, and the log-probability of every token's target: float32 [T]."""
     model = spec.model(weights)
-    state, sampled, hidden = _run_mixed(spec, weights, state, batch, top)
+    state, sampled, hidden = _run_mixed(spec, weights, state, batch, top, IN_ONE)
 
     def target_logprobs(block):
         hidden, targets = block
@@ -209,7 +216,7 @@ def set_beams(carried: tuple[SlotTable, Chosen | None], beams: jax.Array) -> tup
 
 
 def _run_mixed(
-    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, top: int
+    spec: StepSpec, weights: list[jax.Array], state: State, batch: Batch, top: int, shape: StepShape
 ) -> tuple[State, Sampled, jax.Array]:
     model = spec.model(weights)
     tokens, rows = Tokens(*batch.tokens), Rows(*batch.rows)
@@ -222,7 +229,7 @@ def _run_mixed(
         paged,
         tokens.kv_slots,
         mixed=True,
-        overlap=spec.overlap,
+        shape=shape,
         heads=spec.spread.heads,
     )
     valid = tokens.kv_slots >= 0

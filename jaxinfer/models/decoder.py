@@ -19,6 +19,7 @@ from jaxinfer.models.layers import Decoder, Layer, Lead, MoE
 from jaxinfer.models.linear import embed, linear, project, unembed
 from jaxinfer.models.mlp import mlp
 from jaxinfer.models.moe import Experts, moe
+from jaxinfer.models.nano import NanoBatches, run_in_two
 from jaxinfer.models.norms import norm, normed
 from jaxinfer.quant.form import Quantization
 from jaxinfer.quant.qarray import QArray, random_qarray
@@ -37,7 +38,7 @@ class ByLayer(NamedTuple):
     """An `Attend` for each layer. Neighbours that share one are one loop, which holds no choice between them: on a GPU the host
     waits for every choice that the device makes."""
 
-    attends: tuple[Attend, ...]
+    attends: tuple[Attend | NanoBatches, ...]
 
 
 class _Random:
@@ -106,7 +107,7 @@ def forward(
     tokens: jax.Array,
     positions: jax.Array,
     rope_length: jax.Array,
-    attend: Attend | ByLayer,
+    attend: Attend | NanoBatches | ByLayer,
     cache: Cache,
     valid: jax.Array | None = None,
     experts: Experts | None = None,
@@ -128,14 +129,13 @@ def forward(
     angles = rotary.angles(config.rope, positions, rope_length)
     hidden = embed(model.embed, tokens)
     attends = attend.attends if isinstance(attend, ByLayer) else (attend,) * config.layers
-
     windows = np.asarray(config.windows, np.int32)
 
-    def apply(own: Attend, layer: Layer, index, window, carry):
+    def apply(own: Attend | NanoBatches, layer: Layer, index, window, carry):
         hidden, cache = carry
         return run_layer(hidden, cache, layer, config, angles, own, index, window, valid, experts)
 
-    def step(own: Attend, run: Layer, first: int, carry, index: jax.Array):
+    def step(own: Attend | NanoBatches, run: Layer, first: int, carry, index: jax.Array):
         layer = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index - first, keepdims=False), run)
         return apply(own, layer, index, jnp.asarray(windows)[index], carry), None
 
@@ -152,7 +152,9 @@ def forward(
     return norm(hidden, model.norm, config), cache
 
 
-def _stretches(attends: tuple[Attend, ...], begin: int, end: int) -> Iterator[tuple[Attend, np.ndarray]]:
+def _stretches(
+    attends: tuple[Attend | NanoBatches, ...], begin: int, end: int
+) -> Iterator[tuple[Attend | NanoBatches, np.ndarray]]:
     """Neighbours from `begin` to `end` that attend alike, as int32 indices."""
     for _, found in itertools.groupby(range(begin, end), key=lambda index: id(attends[index])):
         indices = np.asarray(list(found), np.int32)
@@ -172,13 +174,15 @@ def run_layer(
     layer: Layer,
     config: ModelConfig,
     angles: rotary.Angles,
-    attend: Attend,
+    attend: Attend | NanoBatches,
     index: jax.Array | int,
     window: jax.Array,
     valid: jax.Array | None = None,
     experts: Experts | None = None,
 ) -> tuple[jax.Array, Cache]:
     """One layer over flat tokens. hidden [T, D]; index and window are `attend`'s; the rest as in `forward`."""
+    if isinstance(attend, NanoBatches):
+        return run_in_two(hidden, cache, layer, config, angles, attend, index, window)
     q, k, v = qkv(normed(hidden, layer.attn_norm, config), layer.attention, config, angles)
     attended, cache = attend(cache, index, q, k, v, window)
     hidden = hidden + linear(attended.astype(hidden.dtype), layer.attention.out, layer.attention.out_bias)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import jax
@@ -58,12 +57,21 @@ def project(x: Inputs, w: Weights, bias: jax.Array | None = None) -> jax.Array:
     """As `linear`, but keeps the float32 sum: for the router and the vocabulary."""
     tokens = x.shape[0]
     outputs = w.shape[len(x.shape) - 1 :]
-    if isinstance(w, Array):
-        y = matmul(values(x).reshape(tokens, -1), w.reshape(-1, math.prod(outputs)))
-    else:
-        y = w.multiply(x.reshape(tokens, -1) if isinstance(x, Array) else x)
+    y = matmul(*operands(x, w)) if isinstance(w, Array) else w.multiply(_flat(x))
     y = y.reshape(tokens, *outputs)
     return y if bias is None else y + bias.astype(jnp.float32)
+
+
+def operands(x: Inputs, w: Any) -> tuple[Any, Any]:
+    """What a kernel multiplies: matrices of two axes, or of a `QArray` w rounded rows and its packed matrix."""
+    if not isinstance(w, Array):
+        return w.rows(_flat(x)), w.matrix
+    rows = values(x).reshape(x.shape[0], -1)
+    return rows, w.reshape(rows.shape[1], -1)
+
+
+def _flat(x: Inputs) -> Inputs:
+    return x.reshape(x.shape[0], -1) if isinstance(x, Array) else x
 
 
 def run_experts(

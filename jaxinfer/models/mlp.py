@@ -24,5 +24,9 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 
 def mlp(x: Inputs, weights: MLP, activation: str) -> jax.Array:
     """`down(activation(gate(x)) * up(x))`. x [T, D] -> [T, D]."""
-    gate_up = linear(x, weights.gate_up, weights.gate_up_bias)  # [T, 2, F]
+    return gated_down(linear(x, weights.gate_up, weights.gate_up_bias), weights, activation)
+
+
+def gated_down(gate_up: jax.Array, weights: MLP, activation: str) -> jax.Array:
+    """The second half of `mlp`. gate_up [T, 2, F] -> [T, D]."""
     return linear(Gated(gate_up, ACTIVATIONS[activation]), weights.down, weights.down_bias)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request
 from jaxinfer.schedule.cost import Cost
+from jaxinfer.version import package_version
 
 if TYPE_CHECKING:
     from jaxinfer.engine.engine import Engine
 
 _IDLE_WAIT = 0.05  # seconds; an engine that has nothing to do looks for work so often
-_PACKAGES = ("jaxinfer", "pallas_kernels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,18 +123,3 @@ def _fed(inbox: Inbox, engine: Engine) -> Any:
             return super().hungry(window) and inbox.ready(wait=0.0 if engine.busy else _IDLE_WAIT)
 
     return Fed()
-
-
-@functools.cache
-def package_version() -> str:
-    """The version of jaxinfer, and a hash over its sources: two checkouts of one version may differ."""
-    try:
-        version = importlib.metadata.version("jaxinfer")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
-    hasher = hashlib.blake2b(digest_size=4)
-    root = Path(__file__).parents[2]
-    for file in sorted(file for name in _PACKAGES for file in (root / name).rglob("*.py")):
-        hasher.update(str(file.relative_to(root)).encode())
-        hasher.update(file.read_bytes())
-    return f"{version}, sources {hasher.hexdigest()}"

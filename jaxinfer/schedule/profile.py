@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxinfer.errors import ConfigError
+from jaxinfer.schedule.kept import kept
 
 _ONE_BY_ONE = 0.75  # of the smaller side's time is left of it: what may be gained is no more than what measuring it may err by
 
@@ -99,27 +100,13 @@ def measured(dtype: str = "float32", *, cache: str | os.PathLike | None = None) 
     """
     import jax
 
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxinfer"
-    kind = "".join(
-        c if c.isalnum() else "-" for c in f"{jax.devices()[0].device_kind}-{os.cpu_count()}-{dtype}"
-    )
-    file = Path(cache or home) / f"profile-{kind}.json"
-    if (kept := _read(file)) is not None:
-        return kept
     from jaxinfer.schedule.measure import measure
 
-    profile = measure(dtype)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(asdict(profile)))
-    part.replace(file)
-    return profile
+    device = f"{jax.devices()[0].device_kind}-{os.cpu_count()}-{dtype}"
+    kind = "".join(c if c.isalnum() else "-" for c in device)
+    make = functools.partial(measure, dtype)
+    return kept(f"profile-{kind}", make, write=asdict, read=_of, folder=cache)
 
 
-def _read(file: Path) -> MachineProfile | None:
-    """None for a file that is not there or not a profile: it is then measured anew."""
-    try:
-        values = json.loads(file.read_text())
-        return MachineProfile(**values | {"joint": Joint(**values["joint"])})
-    except (OSError, ValueError, TypeError, KeyError, ConfigError):
-        return None
+def _of(values: dict[str, Any]) -> MachineProfile:
+    return MachineProfile(**values | {"joint": Joint(**values["joint"])})
