@@ -1,7 +1,7 @@
 """`python -m bench overlap`: compute-bound and memory-bound work of a mixed step, each alone and both in one launch.
 
-Prefill attention, or the product gate_up of prefill tokens, beside decode attention. On a GPU everything is measured.
-Elsewhere joint times are predictions from counted operations and bytes, and from the shares of an H200 that are written in
+Prefill attention, or the product gate_up of prefill tokens, beside decode attention; then whole steps in each way that the engine
+chooses from, and what a batch gains by that. On a GPU everything is measured. Elsewhere joint times are predictions from counted operations and bytes, and from the shares of an H200 that are written in
 `bench.hopper` and beside the predictions; what the kernels take of a processor comes from the compiler, where it is installed.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench import overlap_attention, overlap_product
+from bench import overlap_attention, overlap_engine, overlap_product, overlap_steps
 from bench.hopper import occupancy
 from bench.result import Result
 from jaxinfer.schedule.profile import Joint
@@ -21,6 +21,7 @@ from jaxinfer.schedule.profile import Joint
 GOOD = 0.3  # of the shorter time, on top of the longer one
 USEFUL = 0.25  # the shorter time over the longer one, from which on overlap is worth having
 PARTS: dict[str, Any] = {"attention": overlap_attention, "product": overlap_product}
+STEPS = "steps"
 
 
 def run(*, quick: bool, options: list[str]) -> Result:
@@ -28,12 +29,16 @@ def run(*, quick: bool, options: list[str]) -> Result:
     parser.add_argument(
         "--pace", type=float, action="append", help="of a launch, again for more; the best counts"
     )
-    parser.add_argument("--part", action="append", choices=PARTS, help="what runs beside decode attention")
+    parser.add_argument("--part", action="append", choices=[*PARTS, STEPS], help="only these")
+    parser.add_argument(
+        "--requests", type=int, default=20_000 if quick else 100_000, help="that are simulated"
+    )
     known = parser.parse_args(options)
+    parts = known.part or [*PARTS, STEPS]
     paces = known.pace or ([1.0] if quick else [1.0, 1.5, 3.0])
     on_gpu = jax.default_backend() == "gpu"
     result = Result("overlap", {"measured": on_gpu, "quick": quick, "paces": paces})
-    for part in known.part or PARTS:
+    for part in [part for part in parts if part != STEPS]:
         module = PARTS[part]
         for name, shape in module.mixes(quick).items():
             row: dict[str, Any] = {"part": part, "mix": name} | module.counted(shape)
@@ -46,13 +51,37 @@ def run(*, quick: bool, options: list[str]) -> Result:
             result.rows.append(row)
             print(row, flush=True)
     result.summary = {"measured": int(on_gpu)} | _summary(result.rows)
-    for part in known.part or PARTS:
+    if STEPS in parts:
+        rows, summary = _steps(on_gpu, known.requests)
+        result.rows += rows
+        result.summary |= summary
+    for part in [part for part in parts if part != STEPS]:
         for case in PARTS[part].COMPILED:
             name = case.split()[0] + ("_w4a8" if "w4a8" in case else "")
             result.summary |= {f"{name}_{key}": value for key, value in occupancy(case).items()}
     if not on_gpu:
         print("No GPU: joint times are predictions from counted work and assumed shares of an H200.")
     return result
+
+
+def _steps(on_gpu: bool, requests: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Whole steps each way, and what a batch gains: measured by the engine, or simulated from predicted steps."""
+    if on_gpu:
+        measured, engine = overlap_engine.measured()
+        assert measured is not None, "the engine measures its steps on a GPU"
+        times, batches = measured, [engine]
+    else:
+        times = overlap_steps.predicted()
+        batches = overlap_steps.batches(times, requests)
+    rows = overlap_steps.rows(times)
+    return rows + batches, {
+        "e2e_gain": float(np.mean([row["blend_over_dfs"] for row in batches])),
+        "e2e_gain_least": min(row["blend_over_dfs"] for row in batches),
+        "e2e_overlap_gain": float(np.mean([row["overlap_gain"] for row in batches])),
+        "step_gain_most": max(row["step_gain"] for row in rows),
+        "step_joint_linear": times.joint.linear,
+        "step_joint_square": times.joint.square,
+    }
 
 
 def judged(row: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +101,7 @@ def joint_of(rows: list[dict[str, Any]]) -> Joint:
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     useful = [row for row in rows if row["useful"]]
-    summary = {"joint_over_bound": max(row["over_bound"] for row in useful)}
+    summary = {"joint_over_bound": max(row["over_bound"] for row in useful)} if useful else {}
     for part in PARTS:
         mine = [row for row in useful if row["part"] == part]
         if mine:

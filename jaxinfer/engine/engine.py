@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections import deque
@@ -131,14 +132,18 @@ class Engine:
             self.planner.waiting = usual
             self._running = False
 
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """Of this model's work on this machine: by the machine's profile, and by the times of steps where they were measured."""
+        cost, times = Cost.of(self.demand, measured(self.memory.dtype)), self.device.overlap.times
+        return cost if times is None else dataclasses.replace(cost, joint=times.joint)
+
     def blend(self, workload: Workload, sharing: Sharing) -> Blend | Apart:
         """The admission of policy "blend" for a whole batch, planned for this model on this machine."""
         size = self.settings.cache.page_size
         engine = self.settings.engine
         tree = RequestTree.shared(workload, sharing, size)
-        cost = Cost.of(self.demand, measured(self.memory.dtype))
-        if self.device.overlap.times is not None:
-            cost = dataclasses.replace(cost, joint=self.device.overlap.times.joint)
+        cost = self.cost
         if not cost.joint.overlaps:
             known = workload.known
             seen = np.flatnonzero(known >= 0)

@@ -67,10 +67,12 @@ def ways(config: ModelConfig) -> tuple[Way, ...]:
 
 
 def pairs(memory: MemoryPlan) -> list[tuple[int, int]]:
-    """Sizes of steps and of their first nano-batches that are measured."""
-    most = -(-memory.max_seqs // TILE) * TILE
+    """Sizes of steps and of their first nano-batches that are measured. Plans fill steps up to the largest, so those from a
+    quarter of it on."""
+    most, largest = -(-memory.max_seqs // TILE) * TILE, memory.token_buckets[-1]
     firsts = sorted({min(TILE * 4**i, most) for i in range(8)})
-    return [(size, first) for size in memory.token_buckets for first in firsts if size >= 2 * first]
+    sizes = [size for size in memory.token_buckets if size in (largest, largest // 2, largest // 4)]
+    return [(size, first) for size in sizes for first in firsts if size >= 2 * first]
 
 
 def identity(device_kind: str, package: str, *parts: object) -> str:
@@ -83,36 +85,44 @@ def measure(
     run: Run, batcher: Batcher, memory: MemoryPlan, sizes: Sequence[tuple[int, int]], offered: Sequence[Way],
     lost: Callable[[], None],
 ) -> StepTimes:  # fmt: skip
-    """Times whole steps over a pool whose contents do not matter. A way that fails is left out, and said.
+    """Times whole steps over a pool whose contents do not matter, from the largest on: a way that gains nothing there is not tried
+    in smaller ones, and one that fails is left out, and said.
 
     Args:
       run: a step, whose result is waited for.
       sizes: see `pairs`.
       lost: called after a failure, which may have taken the donated state with it.
+
+    Raises:
+      JaxRuntimeError: a plain step failed.
     """
     timings: list[Timing] = []
-    missing: set[Way] = set()
-    for (tokens, first), way in itertools.product(sizes, offered):
-        if way in missing or (way is not Way.WHOLE and not _has(timings, tokens, first)):
-            continue
-        shape = StepShape(way, tokens, first if way.in_two else 0)
-        contexts = sorted({min(context, memory.context) for context in _CONTEXTS})
-        batches = [_batch(batcher, memory, shape, first, context) for context in contexts]
-        try:
-            seconds = [_seconds(run, batch, shape) for batch in batches]
-        except jax.errors.JaxRuntimeError as error:
-            reason = str(error).splitlines()[0]
-            logger.warning("engine.overlap: no %s steps of %d tokens: %s", way.value, tokens, reason)
-            missing |= {way} - {Way.WHOLE}
-            lost()
-            continue
-        keys = [float(Rows(*batch.rows).kv_lengths[Rows(*batch.rows).single > 0].sum()) for batch in batches]
-        timings.append(Timing(way, tokens, first, tuple(keys), tuple(seconds)))
+    left = list(offered)
+    for tokens, group in itertools.groupby(sorted(sizes, reverse=True), key=lambda size: size[0]):
+        worth = {Way.WHOLE}
+        for (_, first), way in itertools.product(group, left):
+            shape = StepShape(way, tokens, first if way.in_two else 0)
+            try:
+                timings.append(_timing(run, batcher, memory, shape, first))
+            except jax.errors.JaxRuntimeError as error:
+                if way is Way.WHOLE:
+                    raise
+                reason = str(error).splitlines()[0]
+                logger.warning("engine.overlap: no %s steps of %d tokens: %s", way.value, tokens, reason)
+                lost()
+        found = StepTimes(tuple(timings))
+        worth |= {shape.way for shape in found.shapes if shape.tokens == tokens}
+        left = [way for way in left if way in worth]
     return StepTimes(tuple(timings))
 
 
-def _has(timings: list[Timing], tokens: int, first: int) -> bool:
-    return any(each[:3] == (Way.WHOLE, tokens, first) for each in timings)
+def _timing(run: Run, batcher: Batcher, memory: MemoryPlan, shape: StepShape, decodes: int) -> Timing:
+    contexts = sorted({min(context, memory.context) for context in _CONTEXTS})
+    batches = [_batch(batcher, memory, shape.tokens, decodes, context) for context in contexts]
+    seconds = [_seconds(run, batch, shape) for batch in batches]
+    rows = [Rows(*batch.rows) for batch in batches]
+    keys = (float(each.kv_lengths[each.single > 0].sum()) for each in rows)
+    return Timing(shape.way, shape.tokens, decodes, tuple(keys), tuple(seconds))
 
 
 def _seconds(run: Run, batch: Batch, shape: StepShape) -> float:
@@ -125,9 +135,8 @@ def _seconds(run: Run, batch: Batch, shape: StepShape) -> float:
     return min(taken[1:])
 
 
-def _batch(batcher: Batcher, memory: MemoryPlan, shape: StepShape, decodes: int, context: int) -> Batch:
+def _batch(batcher: Batcher, memory: MemoryPlan, size: int, decodes: int, context: int) -> Batch:
     """A step in which as many of `decodes` rows as there is room for decode, each of so many tokens, beside chunks of prompts."""
-    size = shape.tokens
     batch = batcher.mixed(StepPlan(), size)
     rows, tokens = Rows(*batch.rows), Tokens(*batch.tokens)
     room = len(rows.slots)

@@ -1,13 +1,18 @@
 """What the overlap bench counts and predicts, and that its baselines compute the same."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import overlap, overlap_attention, overlap_product
+from bench import overlap, overlap_attention, overlap_engine, overlap_product, overlap_steps
 from bench.hopper import BANDWIDTH
+from bench.one_step import LLAMA
 from bench.overlap_product import Pair
+from jaxinfer.models.config import RopeConfig
 from jaxinfer.schedule.profile import MAX, SUM
+from jaxinfer.schedule.step_times import Way
 from pallas_kernels.hybrid_attention import hybrid_attention
 from pallas_kernels.hybrid_attention.shapes import MixedShape
 from pallas_kernels.hybrid_matmul.shapes import Beside
@@ -116,7 +121,7 @@ def test_the_timed_products_are_the_same(low_bits):
 
 def test_without_a_gpu_the_result_says_that_it_predicts(monkeypatch, capsys):
     monkeypatch.setattr(overlap, "occupancy", lambda case: {"registers": 255})
-    result = overlap.run(quick=True, options=[])
+    result = overlap.run(quick=True, options=["--part", "attention", "--part", "product"])
     assert result.summary["measured"] == 0 and "predictions" in capsys.readouterr().out
     for row in result.rows:
         assert row["over_bound"] == pytest.approx(
@@ -129,3 +134,56 @@ def test_without_a_gpu_the_result_says_that_it_predicts(monkeypatch, capsys):
     assert found == (joint.linear, joint.square)
     kernels = ("hybrid_attention", "hybrid_matmul", "hybrid_matmul_w4a8")
     assert all(result.summary[f"{kernel}_registers"] == 255 for kernel in kernels)
+
+
+def test_predicted_steps_are_made_of_the_predicted_parts():
+    times = overlap_steps.predicted()
+    shape = overlap_steps.SIZES[-1]
+    found = {each.way: each for each in times.timings if each[1:3] == shape}
+    pair = Pair(
+        Beside(
+            LowBitShape(shape[0] - shape[1], 4096, 28672), ListShape(32, 8, 128, 16, (2048,) * shape[1], 1)
+        ),
+        False,
+    )
+    compute, memory, joint = overlap_product.predicted(pair)
+    again = overlap_product.around(pair, compute)["again"]
+    saved = found[Way.WHOLE].seconds[1] - found[Way.PRODUCT].seconds[1]
+    assert saved == pytest.approx(32 * (compute + memory - joint - again))
+    rows = overlap_steps.rows(times)
+    assert len(rows) == 3 * len(overlap_steps.SIZES) and all(row["step_gain"] >= 1 for row in rows)
+
+
+def test_the_engine_serves_the_scaled_trace_under_both_policies(monkeypatch):
+    config = dataclasses.replace(LLAMA, layers=1, hidden_size=32, heads=2, kv_heads=1, head_dim=16, mlp_width=32, vocab_size=128,
+        context_length=16384, rope=RopeConfig(theta=1e4, dim=16), windows=(), moe_layers=())  # fmt: skip
+    small = (
+        "engine.max_seqs=8",
+        "engine.max_tokens_per_step=512",
+        "cache.memory=64MiB",
+        "engine.max_context=10240",
+    )
+    times, row = overlap_engine.measured(config, small, requests=12, longest=24)
+    assert times is None  # of a CPU, where nothing is measured
+    assert row["blend_over_dfs"] == row["overlap_dfs_seconds"] / row["overlap_blend_seconds"]
+
+
+def test_the_scaled_trace_has_the_density_and_the_sharing_that_it_names():
+    requests = overlap_engine.trace(600, 128_256)
+    prompts, answers = (
+        np.array([len(each.prompt_ids) for each in requests], float),
+        np.array([each.sampling.max_tokens for each in requests], float),
+    )
+    assert 550 < len(requests) < 650 and answers.max() <= 8000
+    pages = {
+        tuple(each.prompt_ids[: end * 16])
+        for each in requests
+        for end in range(1, len(each.prompt_ids) // 16 + 1)
+    }
+    computed = 16 * len(pages) + (prompts % 16).sum() + answers.sum()
+    seconds = 2 * 8.03e9 / 989e12, 4 * 1024 * 32 / 4800e9  # of a token's compute, of a key's reading
+    density = computed * seconds[0] / ((prompts * answers + answers**2 / 2).sum() * seconds[1])
+    assert density == pytest.approx(overlap_engine.DENSITY, rel=0.15)
+    total = (prompts + answers).sum()
+    first = 57 * 608 / total  # what each subject's questions share is computed once
+    assert 1 - computed / total == pytest.approx(overlap_engine.SHARE - first, rel=0.2)

@@ -100,7 +100,7 @@ def test_steps_are_measured_each_way_and_leave_nothing_behind():
     device, memory = engine.device, engine.memory
     sizes = [(size, FIRST) for size in memory.token_buckets if size >= 16]
     times = measure(device._run_mixed, device._batcher, memory, sizes, tuple(Way), device.reset)
-    assert [each[:3] for each in times.timings] == [(way, *size) for size in sizes for way in Way]
+    assert [each[:3] for each in times.timings] == [(way, *sizes[0]) for way in Way]
     assert all(each.keys == tuple(sorted(each.keys)) and min(each.seconds) > 0 for each in times.timings)
     device.reset()
     device.overlap = Overlap(memory.token_buckets, times)
@@ -110,25 +110,43 @@ def test_steps_are_measured_each_way_and_leave_nothing_behind():
     }
 
 
-def test_a_way_that_the_device_cannot_run_is_left_out_and_said(caplog):
-    engine, lost = make_engine(overrides=SMALL), []
+class Stub:
+    """Steps that take no time but those of some ways."""
 
-    def run(batch, shape):
-        if shape.way is Way.PRODUCT:
+    def __init__(self, monkeypatch, fast=(), broken=()):
+        self.asked, self.lost, self.fast, self.broken = [], 0, fast, broken
+        self.now = 0.0
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
+        self.engine = make_engine(overrides=SMALL)
+
+    def run(self, batch, shape):
+        self.asked.append(shape)
+        if shape.way in self.broken:
             raise jax.errors.JaxRuntimeError("INTERNAL: no such kernel\nat address")
+        self.now += 1.0 if shape.way in self.fast else 2.0
         return np.zeros(1)
 
-    given = (
-        run,
-        engine.device._batcher,
-        engine.memory,
-        [(12, 4), (16, 4)],
-        (Way.WHOLE, Way.PRODUCT, Way.CHAINS),
-    )
-    times = measure(*given, lambda: lost.append(1))
-    assert {each.way for each in times.timings} == {Way.WHOLE, Way.CHAINS} and len(lost) == 1
+    def measure(self, *offered) -> StepTimes:
+        def lost():
+            self.lost += 1
+
+        engine = self.engine
+        return measure(self.run, engine.device._batcher, engine.memory, [(12, 4), (16, 4)], offered, lost)
+
+
+def test_a_way_that_gains_nothing_in_the_largest_steps_is_not_tried_in_smaller_ones(monkeypatch):
+    stub = Stub(monkeypatch, fast=(Way.CHAINS,))
+    times = stub.measure(*Way)
+    assert [each[:2] for each in times.timings if each.tokens == 12] == [(Way.WHOLE, 12), (Way.CHAINS, 12)]
+    assert times.shapes == {StepShape(Way.CHAINS, 12, 4), StepShape(Way.CHAINS, 16, 4)}
+
+
+def test_a_way_that_the_device_cannot_run_is_left_out_and_said(monkeypatch, caplog):
+    stub = Stub(monkeypatch, fast=(Way.CHAINS,), broken=(Way.PRODUCT,))
+    times = stub.measure(Way.WHOLE, Way.PRODUCT, Way.CHAINS)
+    assert {each.way for each in times.timings} == {Way.WHOLE, Way.CHAINS} and stub.lost == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "engine.overlap: no product steps of 12 tokens: INTERNAL: no such kernel"
+        "engine.overlap: no product steps of 16 tokens: INTERNAL: no such kernel"
     ]
 
 
@@ -148,8 +166,6 @@ def test_what_a_gpu_is_offered_depends_on_the_model(monkeypatch):
 
 def test_nano_batches_are_whole_tiles():
     engine = make_engine(overrides=("engine.max_seqs=200", "engine.max_tokens_per_step=1024"))
-    sizes = overlap.pairs(engine.memory)
-    assert [size for size in sizes if size[0] >= 512] == [
-        (size, first) for size in (512, 768, 1024) for first in (128, 256)
-    ]
-    assert sizes[0] == (256, 128)
+    assert overlap.pairs(engine.memory) == [
+        (256, 128), (512, 128), (512, 256), (1024, 128), (1024, 256),
+    ]  # fmt: skip
