@@ -88,10 +88,15 @@ def launch_together(
         each = (share + periods - 1) // periods
         period, place = block // (group + each), lax.rem(block, group + each)
         one, other = period * group + place, period * each + place - group
-        is_first = (place < group) & (one < live[0])
-        is_second = (place >= group) & (other < second.blocks)
-        pl.when(is_first)(lambda: _run(first, one, inputs + outputs))
-        pl.when(is_second)(lambda: _run(second, other, more_inputs + more_outputs))
+        is_first, has_first, has_second = place < group, one < live[0], other < second.blocks
+
+        def run_first():
+            pl.when(has_first)(lambda: _run(first, one, inputs + outputs))
+
+        def run_second():
+            pl.when(has_second)(lambda: _run(second, other, more_inputs + more_outputs))
+
+        lax.cond(is_first, run_first, run_second)
 
     kernel = plgpu.kernel(
         body,

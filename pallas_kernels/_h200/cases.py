@@ -61,6 +61,17 @@ def _hybrid(shape) -> Case:
     return Case(run, (q, pool, pool, ((), "int32"), *of_rows, (listed, "int32"), (listed[:2], "int32")))
 
 
+def _packed_hybrid(shape, bits) -> Case:
+    q, pool, _, *rest = _hybrid(shape).arguments
+    codes, words = (*pool[0][:4], shape.head_dim * bits // 8), pool[0][:4]
+
+    def run(q, k_codes, k_words, v_codes, v_words, *args):
+        pools = PackedPages(k_codes, k_words), PackedPages(v_codes, v_words)
+        return hybrid.hybrid_attention(q, *pools, *args, scale=shape.head_dim**-0.5, window=0, pace=1.0)
+
+    return Case(run, (q, *((codes, "uint8"), (words, "int32")) * 2, *rest))
+
+
 def _scores(shape) -> Case:
     rows, width = len(shape.kv_len), -(-max(shape.kv_len) // shape.page_size)
     q = ((rows, shape.q_heads, shape.head_dim), "bfloat16")
@@ -147,6 +158,14 @@ CASES = {
         )
     },
     **{f"hybrid_attention {name}": _hybrid(shape) for name, shape in MIXED_SHAPES.items()},
+    **{
+        f"hybrid_attention {name} int{bits}": _packed_hybrid(MIXED_SHAPES[name], bits)
+        for bits, names in {
+            4: ("llama3_8b_balanced", "llama3_8b_quest", "llama3_8b_page_32", "llama2_7b"),
+            8: ("pocket", "llama3_8b_quest", "llama3_8b_page_32", "llama2_7b"),
+        }.items()
+        for name in names
+    },
     **{f"page_scores {name}": _scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_scores {name} int8": _scaled_scores(shape) for name, shape in SCORES_SHAPES.items()},
     **{f"page_select {name}": _select(shape) for name, shape in SELECT_SHAPES.items()},

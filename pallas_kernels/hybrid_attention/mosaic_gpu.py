@@ -5,7 +5,9 @@ block of a long context is as long as many decode blocks, so while one place of 
 busy, many lists of pages pass through the other.
 
 Shared memory and registers are those of the larger role: with D 128 and pages of 16, 107 KiB and at most 255, that is two
-blocks to a processor; with pages of 32 decoding takes 139 KiB, and a processor holds one.
+blocks to a processor; with pages of 32 decoding takes 139 KiB, and a processor holds one. Packed pools take 84 KiB with 4 bits
+(95 with pages of 32) and 100 KiB with 8 (143 with pages of 32, and a processor holds one block), and up to 255 registers, none
+spilled. The limits are those of both kernels: 4 bits want head dimension 128.
 Bytes and flops: those of the two kernels.
 """
 
@@ -14,7 +16,6 @@ import jax.numpy as jnp
 
 from pallas_kernels._roles import launch_together
 from pallas_kernels.hybrid_attention.xla import merge
-from pallas_kernels.packed_pages import PackedPages
 from pallas_kernels.page_attention import mosaic_gpu as decode
 from pallas_kernels.ragged_attention import mosaic_gpu as prefill
 from pallas_kernels.ragged_attention._query_tiles import END
@@ -25,10 +26,6 @@ def hybrid_attention(
     *, scale, window, pace,
 ) -> jax.Array:  # fmt: skip
     """See `api.hybrid_attention`."""
-    if isinstance(k_pages, PackedPages) or isinstance(v_pages, PackedPages):
-        raise NotImplementedError(
-            "packed pools, for which both roles together have too few registers; bfloat16"
-        )
     others = jnp.where(single, 0, query_len)
     pools = (k_pages, v_pages, layer)
     roles = (

@@ -36,3 +36,10 @@ SIMULATED = {
     "decode_alone": MixedShape(3, 1, 64, 16, (), (300, 17)),
     "nothing": MixedShape(2, 1, 64, 16, (), ()),
 }
+
+# The same for packed pools, with their bits: lists of all pages and of chosen ones.
+PACKED = {
+    "dense_int8": (MixedShape(2, 1, 64, 16, ((20, 50),), (130,)), 8),
+    "dense_int4": (MixedShape(2, 1, 128, 16, ((20, 50),), (130,)), 4),
+    "chosen_int4": (MixedShape(4, 2, 128, 32, ((20, 20),), (130,), 2), 4),
+}

@@ -19,6 +19,7 @@ from pallas_kernels._mosaic import mma, pl, plgpu, swizzled
 PAGES = 4
 # Rows of the tensor core's smallest tile: the query heads of a KV head, padded.
 ROWS = 16
+WIDENED = 64  # keys at a time: more take registers that another role beside this one has not left
 LOWEST = -1e30
 
 
@@ -109,9 +110,11 @@ def attend_part(
 
     def widen(ring, slot):
         """The codes of a slot into `tile`."""
-        codes = plgpu.load(ring.at[slot], layout=layout.WGMMA, optimized=False).astype(jnp.int32)
-        for half, values in enumerate([codes] if halves == 1 else [codes & 15, codes >> 4]):
-            tile[half] = values.astype(jnp.float32).astype(jnp.bfloat16)
+        for row in range(0, keys, WIDENED):
+            some = pl.ds(row, WIDENED)
+            codes = plgpu.load(ring.at[slot, some], layout=layout.WGMMA, optimized=False).astype(jnp.int32)
+            for half, values in enumerate([codes] if halves == 1 else [codes & 15, codes >> 4]):
+                tile[half, some] = values.astype(jnp.float32).astype(jnp.bfloat16)
         plgpu.commit_smem()
 
     def steps_and_lows(words, slot, held):

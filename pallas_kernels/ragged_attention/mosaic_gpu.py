@@ -173,9 +173,9 @@ def scratch_types(group: int, head_dim: int, code_bytes: int) -> dict:
     arrived = plgpu.Barrier(num_arrivals=KEYS // COPY + (code_bytes > 0), num_barriers=STAGES)
     opened = {}
     if code_bytes:
-        wide = plgpu.SMEM((KEYS, head_dim), jnp.bfloat16, transforms=swizzled(head_dim))
+        wide = plgpu.SMEM((2, KEYS, head_dim), jnp.bfloat16, transforms=swizzled(head_dim))
         words = plgpu.SMEM((STAGES, KEYS), jnp.int32)
-        opened = {"k_tile": wide, "v_tile": wide, "k_words": words, "v_words": words}
+        opened = {"wide": wide, "k_words": words, "v_words": words}
         columns = min(code_bytes, 64)
         transforms = plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(columns)  # type: ignore[abstract]
         step = plgpu.SMEM((STAGES, KEYS, code_bytes), jnp.uint8, transforms=transforms)
@@ -194,7 +194,7 @@ def scratch_types(group: int, head_dim: int, code_bytes: int) -> dict:
 def attend_tile(
     tile, head, tiles, page_table, scalars, q, k_pages, v_pages, *rest,
     q_tile, k_ring, v_ring, stage, q_arrived, k_arrived, v_arrived, group, kv_heads, scale,
-    k_tile=None, v_tile=None, k_words=None, v_words=None,
+    wide=None, k_words=None, v_words=None,
 ):  # fmt: skip
     """One tile of queries and one KV head.
 
@@ -205,10 +205,8 @@ def attend_tile(
     *list_words, out = rest
     head_dim, page_size = q_tile.shape[2], k_pages.shape[2]
     size = tile_tokens(group)
-    row, token, position, first, end, length = (
-        tiles[tile, field] for field in (ROW, TOKEN, POSITION, FIRST, END, LENGTH)
-    )
-    layer, window = scalars[0], scalars[1]
+    token, first, end, length = (tiles[tile, field] for field in (TOKEN, FIRST, END, LENGTH))
+    window = scalars[1]
     # From the last keys to the first: the step that may hold what no token has written comes first.
     blocks = (end + KEYS - 1) // KEYS
     count = blocks - jnp.maximum(first + 1 - window, 0) // KEYS
@@ -227,10 +225,11 @@ def attend_tile(
 
             @plgpu.warp_map
             def _(warp):
+                row = tiles[tile, ROW]  # as the layer, read again and not kept in registers
                 key = jnp.minimum((blocks - 1 - step) * KEYS + warp * COPY, end - 1)
                 at = page_table[row, key // page_size] * kv_heads + head
                 inside = lax.rem(key, page_size) // COPY * COPY
-                source = pages.at[layer, at, pl.ds(inside, COPY)]
+                source = pages.at[scalars[0], at, pl.ds(inside, COPY)]
                 plgpu.copy_gmem_to_smem(source, ring.at[slot, pl.ds(warp * COPY, COPY)], arrived.at[slot])
                 if list_words:
 
@@ -249,7 +248,8 @@ def attend_tile(
         return plgpu.layout_cast(jnp.zeros((WGMMA_ROWS, columns), jnp.float32), layout)
 
     def mask(half, step):
-        """0 where a query sees a key of the step."""
+        """0 where a query sees a key of the step. Few steps ask, so what it needs is read again and not kept in registers."""
+        position, window = tiles[tile, POSITION], scalars[1]
         at = plgpu.broadcasted_iota(jnp.int32, (WGMMA_ROWS,), 0, layout=layout.reduce(1)) + half * WGMMA_ROWS
         last = along_rows(lax.rem(at, size) + position, KEYS)  # tokens lie head by head
         key = plgpu.broadcasted_iota(jnp.int32, (WGMMA_ROWS, KEYS), 1, layout=layout)
@@ -264,7 +264,7 @@ def attend_tile(
         plgpu.commit_smem()
 
     def widen(ring, words, slot, step, to):
-        """What the codes of a slot stand for, nothing where no token has written."""
+        """What the codes of a slot stand for, nothing from `end` on: no token of the tile sees it, and none may have written it."""
         found = plgpu.load(words.at[slot], layout=layout.reduce(1), optimized=False)
         key = (
             plgpu.broadcasted_iota(jnp.int32, (KEYS,), 0, layout=layout.reduce(1))
@@ -272,7 +272,7 @@ def attend_tile(
         )
         width = min(ring.shape[2], 64)
         step_and_low = [
-            along_rows(jnp.where(key < length, lax.bitcast_convert_type(bits, jnp.float32), 0.0), width)
+            along_rows(jnp.where(key < end, lax.bitcast_convert_type(bits, jnp.float32), 0.0), width)
             for bits in (found & -0x10000, found << 16)
         ]
         for begin in range(0, ring.shape[2], width):
@@ -290,15 +290,19 @@ def attend_tile(
             pl.when(step > 0)(lambda: plgpu.barrier_wait(k_arrived.at[slot]))
             return k_ring.at[slot], v_ring.at[slot]
         plgpu.commit_smem()  # every warp has multiplied the last step
+        # Keys and values change places from step to step: were they fixed, the compiler would keep what describes each of
+        # their operands to the tensor cores in registers, which then do not suffice beside another role.
+        place = lax.rem(step, 2)
+        pair = wide.at[place], wide.at[1 - place]
         for which, ring, words, arrived, to in (
-            (0, k_ring, k_words, k_arrived, k_tile),
-            (1, v_ring, v_words, v_arrived, v_tile),
+            (0, k_ring, k_words, k_arrived, pair[0]),
+            (1, v_ring, v_words, v_arrived, pair[1]),
         ):
             plgpu.barrier_wait(arrived.at[slot])
             widen(ring, words, slot, step, to)
             plgpu.commit_smem()
             request(step + STAGES, which)
-        return k_tile, v_tile
+        return pair
 
     def one_half(half, step, slot, pair, carry):
         keys, values = pair
