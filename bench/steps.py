@@ -15,17 +15,21 @@ from typing import Any
 from bench.result import ROOT, Result
 
 QUEST = ["sparsity.token_budget=2048"]
-# By name: weights, settings.
-CASES: dict[str, tuple[str, list[str]]] = {
-    "bf16": ("bfloat16", []),
-    "bf16, overlap": ("bfloat16", ["engine.overlap=on"]),
-    "int8 cache": ("bfloat16", ["cache.dtype=int8"]),
-    "int4 cache": ("bfloat16", ["cache.dtype=int4"]),
-    "quest": ("bfloat16", QUEST),
-    "atom-w4a8, int4 cache, quest": ("atom-w4a8", ["cache.dtype=int4", *QUEST]),
-    "atom-w4a4, int4 cache": ("atom-w4a4", ["cache.dtype=int4"]),
-    "w4a16": ("w4a16", []),
-    "w8a8": ("w8a8", []),
+# By name: weights, settings, and the way of mixed steps.
+CASES: dict[str, tuple[str, list[str], str]] = {
+    "bf16": ("bfloat16", [], "whole"),
+    "bf16, one attention": ("bfloat16", [], "attention"),
+    "bf16, in two": ("bfloat16", [], "product"),
+    "bf16, quest, in two": ("bfloat16", QUEST, "product"),
+    "int8 cache": ("bfloat16", ["cache.dtype=int8"], "whole"),
+    "int4 cache": ("bfloat16", ["cache.dtype=int4"], "whole"),
+    "int4 cache, one attention": ("bfloat16", ["cache.dtype=int4"], "attention"),
+    "quest": ("bfloat16", QUEST, "whole"),
+    "atom-w4a8, int4 cache, quest": ("atom-w4a8", ["cache.dtype=int4", *QUEST], "whole"),
+    "atom-w4a8, int4 cache, in two": ("atom-w4a8", ["cache.dtype=int4"], "product"),
+    "atom-w4a4, int4 cache": ("atom-w4a4", ["cache.dtype=int4"], "whole"),
+    "w4a16": ("w4a16", [], "whole"),
+    "w8a8": ("w8a8", [], "whole"),
 }
 STEPS = ("mixed", "decode")
 MODELS = ("llama-3-8b", "mixtral-8x7b")
@@ -40,6 +44,9 @@ def run(*, quick: bool, options: list[str]) -> Result:
     for name in known.case or list(CASES)[:: 3 if quick else 1]:
         for model in known.model or MODELS:
             for step in STEPS:
+                way = CASES[name][2]
+                if (way != "whole" and step == "decode") or (way == "product" and model != "llama-3-8b"):
+                    continue  # no such step
                 row = {"model": model, "case": name, "step": step} | _compiled(model, step, *CASES[name])
                 result.rows.append(row)
                 print(row, flush=True)
@@ -52,8 +59,8 @@ def run(*, quick: bool, options: list[str]) -> Result:
     return result
 
 
-def _compiled(model: str, step: str, weights: str, settings: list[str]) -> dict[str, Any]:
-    asked = json.dumps({"model": model, "weights": weights, "step": step, "settings": settings})
+def _compiled(model: str, step: str, weights: str, settings: list[str], way: str) -> dict[str, Any]:
+    asked = json.dumps({"model": model, "weights": weights, "step": step, "settings": settings, "way": way})
     command = [sys.executable, "-m", "bench.one_step", asked]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
