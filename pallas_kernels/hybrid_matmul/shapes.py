@@ -26,6 +26,7 @@ SIMULATED = {
     "both": Beside(LowBitShape(130, 256, 256), ListShape(4, 2, 64, 16, (300, 17), 1)),
     "many_steps": Beside(LowBitShape(64, 1152, 128), ListShape(4, 2, 128, 16, (70, 0), 1)),
     "chosen": Beside(LowBitShape(40, 256, 128), ListShape(4, 2, 128, 32, (130, 64), 2)),
+    "queues": Beside(LowBitShape(130, 128, 1280), ListShape(4, 2, 64, 16, (530, 70, 0, 200), 1)),
     "product_alone": Beside(LowBitShape(130, 256, 256), ListShape(4, 1, 64, 16, (), 1)),
     "attention_alone": Beside(LowBitShape(0, 256, 128), ListShape(3, 1, 64, 16, (300, 17), 1)),
     "nothing": Beside(LowBitShape(0, 256, 128), ListShape(3, 1, 64, 16, (), 1)),
