@@ -79,7 +79,8 @@ class Work:
             weights, block = size.outputs * each, wide * each + tall * size.inputs
         else:
             tall, wide = plain.ROWS, plain.tile_columns(size.outputs)
-            weights, block = 2 * size.inputs * size.outputs, 2 * size.inputs * (wide + tall)
+            weights, copied = 2 * size.inputs * size.outputs, wide // plain.cluster_blocks(size.rows)
+            block = 2 * size.inputs * (copied + tall)
         rows, columns = -(-size.rows // tall), size.outputs // wide
         flops = 2 * rows * tall * size.inputs * size.outputs
         rest = (
@@ -202,7 +203,7 @@ def measured(pair: Pair, paces: list[float]) -> dict[str, float]:
         compiled = jax.jit(call).lower(*given).compile(options or None)
         return seconds(lambda: compiled(*given), 20)
 
-    calls = programs(pair, paces, "mosaic_gpu")
+    calls = programs(pair, paces if pair.low_bits else paces[:1], "mosaic_gpu")  # a plain one has no pace
     row = {name: time_of(call) for name, call in calls.items()}
     row["joint"] = min(row[name] for name in calls if name.startswith("joint"))
     row["concurrent"] = time_of(calls["sequence"], xla_gpu_command_buffer_scheduling_mode="CONCURRENT")

@@ -17,6 +17,7 @@ class Team:
 
     Attributes:
       warpgroups: how many.
+      cluster: so many neighbouring blocks copy for one another; 1 if they do not.
       body: takes the warpgroup's place in the team, its first item, n, references to inputs and outputs, and the scratch by name.
       inputs: arrays.
       outputs: their shapes and dtypes.
@@ -25,6 +26,7 @@ class Team:
     """
 
     warpgroups: int
+    cluster: int = 1
     body: Callable[..., None]
     inputs: tuple[jax.Array, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
@@ -34,10 +36,13 @@ class Team:
 
 def launch_teams(teams: tuple[Team, ...], name: str) -> list[jax.Array]:
     """The results of the teams, each that of a launch of its own, bit for bit: they share nothing but the processors."""
-    blocks = processors()
+    cluster = max(team.cluster for team in teams)
+    clusters = processors() // cluster
+    blocks = clusters * cluster
 
     def body(*refs, **scratch):
-        block, group, rest = lax.axis_index("block"), lax.axis_index("warpgroup"), iter(refs)
+        block = lax.axis_index("clusters") * cluster + lax.axis_index("cluster")
+        group, rest = lax.axis_index("warpgroup"), iter(refs)
         inputs = [list(itertools.islice(rest, len(team.inputs))) for team in teams]
         outputs = [list(itertools.islice(rest, len(team.outputs))) for team in teams]
         first = 0
@@ -50,8 +55,10 @@ def launch_teams(teams: tuple[Team, ...], name: str) -> list[jax.Array]:
     kernel = plgpu.kernel(
         body,
         out_type=tuple(made for team in teams for made in team.outputs),
-        grid=(blocks,),
-        grid_names=("block",),
+        grid=(clusters,),
+        grid_names=("clusters",),
+        cluster=(cluster,),
+        cluster_names=("cluster",),
         num_threads=sum(team.warpgroups for team in teams),
         thread_name="warpgroup",
         kernel_name=name,

@@ -37,7 +37,7 @@ def _beside(shape) -> Case:
     attends, size = attention(shape.attention), shape.product
     x, w = ((size.rows, size.inputs), "bfloat16"), ((size.inputs, size.outputs), "bfloat16")
     run = functools.partial(hybrid.hybrid_matmul, scale=shape.attention.head_dim**-0.5, pace=1.0)
-    return Case(run, (x, w, *attends.arguments))
+    return Case(run, (x, w, *attends.arguments), shared_kib=223)
 
 
 def _beside_packed_pages(shape) -> Case:
@@ -48,7 +48,7 @@ def _beside_packed_pages(shape) -> Case:
         pools = PackedPages(k_codes, k_words), PackedPages(v_codes, v_words)
         return hybrid.hybrid_matmul(x, w, q, *pools, *rest, scale=0.1, pace=1.0)
 
-    return Case(run, (x, w, *packed_attention(shape.attention, 4).arguments))
+    return Case(run, (x, w, *packed_attention(shape.attention, 4).arguments), shared_kib=175)
 
 
 def _packed_beside(shape) -> Case:
@@ -62,7 +62,7 @@ def _packed_beside(shape) -> Case:
         pools = PackedPages(k_codes, k_words), PackedPages(v_codes, v_words)
         return hybrid.hybrid_matmul(x, w, q, *pools, *rest, scale=0.1, pace=1.0)
 
-    return Case(run, (*arguments, *attends.arguments))
+    return Case(run, (*arguments, *attends.arguments), shared_kib=104)
 
 
 ATTENTION_CASES = {

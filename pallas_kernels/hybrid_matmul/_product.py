@@ -2,10 +2,13 @@
 
 A tile of the result has 128 rows and 256 columns (128 where they do not divide by 256), of which each warpgroup computes 64 rows:
 so wgmma, which reads its right operand once for each warpgroup, asks shared memory for the fewest bytes. The ring goes on from
-one tile to the next, and a step is short, as shared memory is scarce beside another team's.
+one tile to the next; its steps are short, and their swizzle of 64 bytes is that of both operands, as wgmma wants it.
 
-Bytes: x once for every 256 columns and w once for every 128 rows, mostly from the second-level cache: tiles that are computed at
-the same time share their columns. Flops: 2 K N for each row of a tile.
+Where rows of tiles come in pairs, two neighbouring blocks compute a pair: each copies half of its columns for both. A slot is
+filled again when all four warpgroups have read it, and no block ends before its neighbour has read the last one.
+
+Bytes asked of the second-level cache: x once for every 256 columns and w once for every 256 rows (128 without pairs); tiles that
+are computed at the same time share their columns, so that memory is read about once. Flops: 2 K N for each row of a tile.
 """
 
 import functools
@@ -40,9 +43,11 @@ def team(x: jax.Array, w: jax.Array, *, stages: int, written: int) -> Team:
     if depth % DEPTH or columns % wide:
         raise NotImplementedError(f"a matrix of {depth} by {columns}; multiples of {DEPTH} and {wide}")
     padded = jnp.pad(x, ((0, -rows % ROWS), (0, 0)))
+    cluster = cluster_blocks(rows)
     return Team(
         warpgroups=WARPGROUPS,
-        body=functools.partial(_tiles, stages=stages, written=written, wide=wide),
+        cluster=cluster,
+        body=functools.partial(_tiles, stages=stages, written=written, wide=wide, cluster=cluster),
         inputs=(padded, w),
         outputs=(jax.ShapeDtypeStruct((padded.shape[0], columns), x.dtype),),
         scratch={
@@ -50,7 +55,7 @@ def team(x: jax.Array, w: jax.Array, *, stages: int, written: int) -> Team:
             "w_ring": _tiled((stages, DEPTH, wide)),
             "parts": _tiled((WARPGROUPS, written, WGMMA_ROWS, WRITTEN)),
             "arrived": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-            "left": plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),
+            "left": _left(stages, cluster),
         },
         finish=lambda out: out[:rows],
     )
@@ -60,11 +65,25 @@ def tile_columns(columns: int) -> int:
     return next((wide for wide in COLUMNS if columns % wide == 0), COLUMNS[-1])
 
 
+def cluster_blocks(rows: int) -> int:
+    """Blocks that share the columns of their tiles: two where rows of tiles come in pairs."""
+    return 2 if -(-rows // ROWS) % 2 == 0 else 1
+
+
+def _left(stages, cluster):
+    if cluster == 1:
+        return plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages)
+    return plgpu.ClusterBarrier(collective_axes=("cluster",), num_arrivals=WARPGROUPS, num_barriers=stages)
+
+
 def _tiled(shape: tuple[int, ...]):
     return plgpu.SMEM(shape, jnp.bfloat16, transforms=swizzled(DEPTH))
 
 
-def _tiles(group, first, every, x, w, out, *, x_ring, w_ring, parts, arrived, left, stages, written, wide):
+def _tiles(
+    group, first, every, x, w, out,
+    *, x_ring, w_ring, parts, arrived, left, stages, written, wide, cluster,
+):  # fmt: skip
     """The first warpgroup also asks for what both read."""
     high, steps = out.shape[0] // ROWS, x.shape[1] // DEPTH
     tiles = (high * (out.shape[1] // wide) - first + every - 1) // every
@@ -80,11 +99,15 @@ def _tiles(group, first, every, x, w, out, *, x_ring, w_ring, parts, arrived, le
             columns = pl.ds(lax.div(tile, high) * wide, wide)
             rows = pl.ds(lax.rem(tile, high) * ROWS, ROWS)
             plgpu.copy_gmem_to_smem(x.at[rows, deep], x_ring.at[slot], arrived.at[slot])
-            plgpu.copy_gmem_to_smem(w.at[deep, columns], w_ring.at[slot], arrived.at[slot])
+            axes = "cluster" if cluster > 1 else None
+            w_tile = w.at[deep, columns]
+            plgpu.copy_gmem_to_smem(w_tile, w_ring.at[slot], arrived.at[slot], collective_axes=axes)
 
     def replace(step):
         """Gives the slot of a step that this warpgroup has read to the one that follows in it."""
         slot = lax.rem(step, stages)
+        if cluster > 1:  # the warp that arrives for its warpgroup may be the first to have read the slot
+            plgpu.commit_smem()
         plgpu.barrier_arrive(left.at[slot])
 
         @pl.when(group == 0)

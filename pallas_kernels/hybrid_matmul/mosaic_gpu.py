@@ -1,10 +1,11 @@
 """hybrid_matmul for Hopper: a matrix product, bound by compute, and page_attention, bound by memory, in one launch.
 
-Plain: a block to a processor, in which two warpgroups multiply tiles of 128 by 256 and one attends to the parts of page_attention,
-each from a queue of its own, so that both go on at their own pace. Shared memory is that of both, at most 223 KiB: with pages of
-16 tokens and heads of 128 channels a ring of 96 KiB and 16 KiB on their way out, one of 96 and 14 for attention.
+Plain: one block to a processor, in which two warpgroups multiply tiles of 128 by 256 and one attends to the parts of
+page_attention, each from a queue of its own, so that both go on at their own pace. Shared memory is that of both, 223 KiB with
+heads of 128 channels: with pages of 16 tokens a ring of 96 KiB and 16 KiB on their way out for the product, a ring of 96 KiB
+and 13 for attention; with pages of 32 tokens 72 and 8, 128 and 13. Over packed pages 175 KiB at most.
 
-Packed: blocks of int4_matmul and of page_attention in one grid, two to a processor, one of each kind.
+Packed: blocks of int4_matmul and of page_attention in one grid, two to a processor, one of each kind; 104 KiB at most.
 
 So each result is that of a kernel of its own, bit for bit. Bytes and flops: those of the two kernels.
 """

@@ -18,6 +18,7 @@ SHAPES = {
     "llama3_8b_down": Beside(LowBitShape(1024, 14336, 4096), ListShape(32, 8, 128, 16, (4096,) * 64, 1)),
     "llama3_8b_quest": Beside(LowBitShape(1024, 4096, 28672), ListShape(32, 8, 128, 16, (2048,) * 128, 8)),
     "llama3_8b_page_32": Beside(LowBitShape(512, 4096, 28672), ListShape(32, 8, 128, 32, (4096,) * 64, 1)),
+    "llama3_8b_unpaired": Beside(LowBitShape(384, 4096, 28672), ListShape(32, 8, 128, 16, (2048,) * 64, 1)),
     "llama2_7b_gate_up": Beside(LowBitShape(512, 4096, 22016), ListShape(32, 32, 128, 16, (1024,) * 32, 1)),
 }
 

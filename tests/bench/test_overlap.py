@@ -39,11 +39,12 @@ def test_work_of_attention_is_counted_tile_by_tile():
 def test_work_of_a_product_is_counted_tile_by_tile():
     pair = Pair(Beside(LowBitShape(130, 512, 768), ListShape(32, 8, 128, 16, (300, 64), 8)), False)
     flops = cached = tiles = 0
-    for _ in range(0, 130, 128):
-        for _ in range(0, 768, 256):
+    for _ in range(0, 768, 256):
+        cached += 2 * 256 * 512  # columns, for both rows of tiles
+        for _ in range(0, 130, 128):
             tiles += 1
             flops += 2 * 128 * 256 * 512
-            cached += 2 * (128 + 256) * 512
+            cached += 2 * 128 * 512
     rest = 2 * 256 * 512 + 2 * 130 * 768  # rows that fill tiles up are read, not written
     pages = overlap_attention.Work.of(MixedShape(32, 8, 128, 16, (), (300, 64), 8)).bytes
     steps = 8 * (5 + 1)  # of 64 tokens
@@ -52,11 +53,11 @@ def test_work_of_a_product_is_counted_tile_by_tile():
 
 
 def test_a_processor_s_queue_is_counted_in_whole_tiles():
-    """One tile more than there are processors takes as long as one more for each."""
+    """A pair of tiles more than there are processors takes as long as one more for each."""
     attention = ListShape(32, 8, 128, 16, (16,), 1)
     times = [
-        overlap_product.predicted(Pair(Beside(LowBitShape(rows, 1 << 16, 256), attention), False))[2]
-        for rows in (128 * 132, 128 * 133, 128 * 264)
+        overlap_product.predicted(Pair(Beside(LowBitShape(256, 1 << 16, 256 * pairs), attention), False))[2]
+        for pairs in (66, 67, 132)
     ]
     assert times[1] == pytest.approx(times[2]) and times[1] > 1.9 * times[0]
 
