@@ -6,6 +6,7 @@ A step that runs so is split in two: the output projection and gate_up of its de
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.hopper import BANDWIDTH, CACHE, LAYER_PARAMETERS, OF_PEAK_PRODUCTS, ONE_READER, PEAK
+from bench.hopper import BANDWIDTH, CACHE, LAYER_PARAMETERS, OF_PEAK_PRODUCTS, ONE_READER, PEAK, PROCESSORS
 from bench.low_bit_cases import operands
 from bench.machine import seconds
 from pallas_kernels.hybrid_matmul import _product as plain
@@ -25,11 +26,15 @@ from pallas_kernels.int4_matmul import mosaic_gpu as packed
 from pallas_kernels.int4_matmul.shapes import LowBitShape
 from pallas_kernels.packed_pages import PackedPages, pack
 from pallas_kernels.page_attention import page_attention
-from pallas_kernels.page_attention.mosaic_gpu import PAGES, PART_STEPS
+from pallas_kernels.page_attention.mosaic_gpu import PAGES, PART_STEPS, ROWS
 from pallas_kernels.page_attention.shapes import ListShape
 
 COMPILED = ("hybrid_matmul llama3_8b_gate_up", "hybrid_matmul llama3_8b_gate_up w4a8 int4")
-ONE_BLOCK = 0.55  # assumed, to be measured: of the tensor cores' peak with one product block to a processor
+# Assumed, to be measured. Of the tensor cores' peak: one packed product's block to a processor; mma.sync. Seconds: of a
+# processor's tensor cores from a plain tile to the next, while it is written; of a step of attention, some 1,700 cycles of which
+# most are waits for one another.
+ONE_BLOCK, OF_PEAK_MMA = 0.55, 0.6
+BETWEEN_TILES, STEP = 1.2e-6, 0.95e-6
 HIDDEN, GATE_UP = 4096, 2 * 14336  # of Llama-3-8B
 TWICE = (HIDDEN + GATE_UP) / GATE_UP  # what is read once more, over gate_up: the output projection as well
 
@@ -47,16 +52,22 @@ class Work:
     """Counted for the kernels as they are.
 
     Attributes:
-      flops: of the product, rows that fill blocks up included.
-      cached: bytes that the product's blocks ask of the second-level cache.
+      flops: of the product, rows that fill tiles up included.
+      tiles: as many as it has blocks or tiles of the result.
+      cached: bytes that they ask of the second-level cache.
       weights: bytes of the matrix.
+      rest: bytes of the product's rows and results.
       bytes: of pages, and of partial results.
+      steps: of attention, PAGES pages each.
     """
 
     flops: int
+    tiles: int
     cached: int
     weights: int
+    rest: int
     bytes: int
+    steps: int
 
     @classmethod
     def of(cls, pair: Pair) -> Work:
@@ -67,32 +78,55 @@ class Work:
             tall, wide = packed.ROWS[-1], packed.OUTPUTS
             weights, block = size.outputs * each, wide * each + tall * size.inputs
         else:
-            tall, wide = plain.ROWS, plain.COLUMNS
-            weights, block = 2 * size.inputs * size.outputs, 2 * size.inputs * (wide + tall)
-        rows = -(-size.rows // tall)
+            tall, wide = plain.ROWS, plain.tile_columns(size.outputs)
+            weights, copied = 2 * size.inputs * size.outputs, wide // plain.cluster_blocks(size.rows)
+            block = 2 * size.inputs * (copied + tall)
+        rows, columns = -(-size.rows // tall), size.outputs // wide
         flops = 2 * rows * tall * size.inputs * size.outputs
+        rest = (
+            rows * tall * (size.inputs if pair.low_bits else 2 * size.inputs) + 2 * size.rows * size.outputs
+        )
         head = pages.head_dim // 2 + 4 if pair.low_bits else 2 * pages.head_dim
         heads, group = max(pages.lists, pages.kv_heads), pages.q_heads // pages.kv_heads
         part = PART_STEPS * PAGES * pages.page_size
         parts = sum(-(-tokens // part) for tokens in pages.tokens)
+        steps = sum(-(-tokens // (PAGES * pages.page_size)) for tokens in pages.tokens)
         partial = 2 * parts * (4 * group * pages.head_dim + 2 * 4 * 16)
         read = heads * (2 * sum(pages.tokens) * head + partial)
-        return cls(flops, rows * (size.outputs // wide) * block, weights, read)
+        return cls(flops, rows * columns, rows * columns * block, weights, rest, read, heads * steps)
+
+    @property
+    def all_bytes(self) -> int:
+        return self.weights + self.rest + self.bytes
 
 
 def predicted(pair: Pair) -> tuple[float, float, float]:
     """Seconds of the best product alone, of decode attention alone and of both in one launch.
 
-    Together both share the second-level cache, the product has one block to a processor, and so has attention; they are
-    handed out so that they end together.
+    Together both share the memory and the second-level cache.
     """
     work = Work.of(pair)
     peak = 2 * PEAK if pair.low_bits else PEAK
     compute, memory = work.flops / (OF_PEAK_PRODUCTS * peak), work.bytes / BANDWIDTH
     if pair.low_bits:  # there is no better one than that of the launch
         compute = max(compute, work.cached / CACHE)
-    joint = max((work.cached + work.bytes) / CACHE, work.flops / (ONE_BLOCK * peak), memory / ONE_READER)
+    roles = _blocks_in_turn(work) if pair.low_bits else _queues(work, pair.shape.attention)
+    joint = max((work.cached + work.bytes) / CACHE, work.all_bytes / BANDWIDTH, *roles)
     return compute, memory, joint
+
+
+def _blocks_in_turn(work: Work) -> tuple[float, float]:
+    """Seconds of the product and of attention with one block of each on a processor; they are handed out so that they end together."""
+    return work.flops / (ONE_BLOCK * 2 * PEAK), work.all_bytes / BANDWIDTH / ONE_READER
+
+
+def _queues(work: Work, pages: ListShape) -> tuple[float, float]:
+    """Seconds of the fullest processor's queues: of the product, whose tensor cores attention borrows, and of attention."""
+    one = PEAK / PROCESSORS
+    tiles, steps = (math.ceil(count / PROCESSORS) for count in (work.tiles, work.steps))
+    attends = steps * 4 * ROWS * PAGES * pages.page_size * pages.head_dim / (OF_PEAK_MMA * one)
+    each = work.flops / work.tiles / (OF_PEAK_PRODUCTS * one) + BETWEEN_TILES if tiles else 0.0
+    return tiles * each + attends, steps * STEP
 
 
 def mixes(quick: bool) -> dict[str, Pair]:
@@ -116,6 +150,7 @@ def counted(pair: Pair) -> dict[str, float]:
     return {
         "gflop": work.flops / 1e9,
         "mb": work.bytes / 1e6,
+        "all_mb": work.all_bytes / 1e6,
         "cached_mb": work.cached / 1e6,
         "again_mb": TWICE * work.weights / 1e6,
     }
@@ -168,7 +203,7 @@ def measured(pair: Pair, paces: list[float]) -> dict[str, float]:
         compiled = jax.jit(call).lower(*given).compile(options or None)
         return seconds(lambda: compiled(*given), 20)
 
-    calls = programs(pair, paces, "mosaic_gpu")
+    calls = programs(pair, paces if pair.low_bits else paces[:1], "mosaic_gpu")  # a plain one has no pace
     row = {name: time_of(call) for name, call in calls.items()}
     row["joint"] = min(row[name] for name in calls if name.startswith("joint"))
     row["concurrent"] = time_of(calls["sequence"], xla_gpu_command_buffer_scheduling_mode="CONCURRENT")

@@ -110,10 +110,16 @@ def launch_together(
     return first.finish(*out[: len(first.outputs)]), second.finish(*out[len(first.outputs) :])
 
 
-def _run(role: Role, number: jax.Array, references: list) -> None:
-    """The block of that number; its scratch lives no longer, so the roles share the memory."""
+def numbered(grid: tuple[int, ...], number: jax.Array) -> list[jax.Array]:
+    """The index of a block along each axis."""
     index: list[jax.Array] = []
-    for size in reversed(role.grid):
+    for size in reversed(grid):
         index.insert(0, lax.rem(number, size))
         number = number // size
+    return index
+
+
+def _run(role: Role, number: jax.Array, references: list) -> None:
+    """The block of that number; its scratch lives no longer, so the roles share the memory."""
+    index = numbered(role.grid, number)
     pl.run_scoped(functools.partial(role.body, *index, *references), **role.scratch)

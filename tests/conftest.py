@@ -13,6 +13,10 @@ CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHES / "jaxinfer" / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# XLA's threads. Each warpgroup that waits in the GPU's simulator holds one, and a cluster has six: with as many threads as a small
+# machine has cores they wait for one another for ever.
+os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
+
 # The same examples in every run; others with `pytest --hypothesis-profile=search`.
 settings.register_profile("search", deadline=None)
 settings.register_profile("fixed", deadline=None, derandomize=True)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from pallas_kernels._h200.cases import CASES
-from pallas_kernels._h200.report import Failure, Kernel, check_instruction, kernels_of
+from pallas_kernels._h200.report import Failure, Kernel, check_instruction, check_shared, kernels_of
 
 
 def compile_apart(name: str) -> tuple[list[Kernel], int]:
@@ -21,4 +21,5 @@ def compile_apart(name: str) -> tuple[list[Kernel], int]:
             raise Failure(lines[-1] if lines else f"exit status {done.returncode}")
         kernels = kernels_of(Path(folder))
         check_instruction(Path(folder), CASES[name].instruction)
+        check_shared(kernels, CASES[name].shared_kib)
         return kernels, int(done.stdout.split()[-1])

@@ -37,7 +37,18 @@ def _beside(shape) -> Case:
     attends, size = attention(shape.attention), shape.product
     x, w = ((size.rows, size.inputs), "bfloat16"), ((size.inputs, size.outputs), "bfloat16")
     run = functools.partial(hybrid.hybrid_matmul, scale=shape.attention.head_dim**-0.5, pace=1.0)
-    return Case(run, (x, w, *attends.arguments))
+    return Case(run, (x, w, *attends.arguments), shared_kib=223)
+
+
+def _beside_packed_pages(shape) -> Case:
+    """The plain product, beside attention over keys and values of 4 bits."""
+    x, w = _beside(shape).arguments[:2]
+
+    def run(x, w, q, k_codes, k_words, v_codes, v_words, *rest):
+        pools = PackedPages(k_codes, k_words), PackedPages(v_codes, v_words)
+        return hybrid.hybrid_matmul(x, w, q, *pools, *rest, scale=0.1, pace=1.0)
+
+    return Case(run, (x, w, *packed_attention(shape.attention, 4).arguments), shared_kib=175)
 
 
 def _packed_beside(shape) -> Case:
@@ -51,7 +62,7 @@ def _packed_beside(shape) -> Case:
         pools = PackedPages(k_codes, k_words), PackedPages(v_codes, v_words)
         return hybrid.hybrid_matmul(x, w, q, *pools, *rest, scale=0.1, pace=1.0)
 
-    return Case(run, (*arguments, *attends.arguments))
+    return Case(run, (*arguments, *attends.arguments), shared_kib=104)
 
 
 ATTENTION_CASES = {
@@ -65,5 +76,6 @@ ATTENTION_CASES = {
         for name in names
     },
     **{f"hybrid_matmul {name}": _beside(shape) for name, shape in PAIRS.items()},
+    **{f"hybrid_matmul {name} int4": _beside_packed_pages(shape) for name, shape in PAIRS.items()},
     **{f"hybrid_matmul {name} w4a8 int4": _packed_beside(shape) for name, shape in PAIRS.items()},
 }

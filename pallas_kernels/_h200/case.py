@@ -14,9 +14,11 @@ class Case:
     Attributes:
       in_place: so many leading arguments are donated and must not be copied.
       instruction: regular expression of one that the kernel must have.
+      shared_kib: so much shared memory its kernels take at most.
     """
 
     run: Callable
     arguments: tuple[Array, ...]
     in_place: int = 0
     instruction: str = ""
+    shared_kib: int = 227

@@ -43,6 +43,13 @@ def check_instruction(folder: Path, pattern: str) -> None:
         raise Failure(f"has no instruction {pattern}")
 
 
+def check_shared(kernels: list[Kernel], kib: int) -> None:
+    """Raises Failure where a kernel takes more shared memory than its description says."""
+    most = max(kernel.shared_bytes for kernel in kernels)
+    if most > kib * 1024:
+        raise Failure(f"takes {most} bytes of shared memory, more than {kib} KiB")
+
+
 def read(assembler: str, resources: str, code: str) -> Kernel:
     registers = re.search(r"Used (\d+) registers", assembler)
     spilled = re.search(

@@ -27,7 +27,8 @@ def hybrid_matmul(
 
     x, w: [M, K] and [K, N] of one type, or as in int4_matmul without group_sizes
     q, k_pages, v_pages, layer, page_lists, tokens, scale: as in page_attention
-    pace: >= 1, for tuning: attention is handed out so many times as fast as would spread it evenly over the product
+    pace: >= 1, for tuning beside a packed w: attention is handed out so many times as fast as would spread it evenly over the
+      product; beside a plain one it has a queue of its own and pace has no meaning
     returns [M, N] and [S, Hq, D], both in q.dtype
     """
     implementations = {"mosaic_gpu": _mosaic_gpu, "xla": _in_sequence}

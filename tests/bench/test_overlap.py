@@ -36,15 +36,30 @@ def test_work_of_attention_is_counted_tile_by_tile():
     assert overlap_attention.Work.of(shape) == overlap_attention.Work(flops, read + partial)
 
 
-def test_work_of_a_product_is_counted_block_by_block():
-    pair = Pair(Beside(LowBitShape(130, 512, 256), ListShape(32, 8, 128, 16, (300, 64), 8)), False)
-    flops = cached = 0
-    for _ in range(0, 130, 128):
-        for _ in range(0, 256, 128):
-            flops += 2 * 128 * 128 * 512
-            cached += 2 * (128 + 128) * 512
+def test_work_of_a_product_is_counted_tile_by_tile():
+    pair = Pair(Beside(LowBitShape(130, 512, 768), ListShape(32, 8, 128, 16, (300, 64), 8)), False)
+    flops = cached = tiles = 0
+    for _ in range(0, 768, 256):
+        cached += 2 * 256 * 512  # columns, for both rows of tiles
+        for _ in range(0, 130, 128):
+            tiles += 1
+            flops += 2 * 128 * 256 * 512
+            cached += 2 * 128 * 512
+    rest = 2 * 256 * 512 + 2 * 130 * 768  # rows that fill tiles up are read, not written
     pages = overlap_attention.Work.of(MixedShape(32, 8, 128, 16, (), (300, 64), 8)).bytes
-    assert overlap_product.Work.of(pair) == overlap_product.Work(flops, cached, 2 * 512 * 256, pages)
+    steps = 8 * (5 + 1)  # of 64 tokens
+    want = overlap_product.Work(flops, tiles, cached, 2 * 512 * 768, rest, pages, steps)
+    assert overlap_product.Work.of(pair) == want
+
+
+def test_a_processor_s_queue_is_counted_in_whole_tiles():
+    """A pair of tiles more than there are processors takes as long as one more for each."""
+    attention = ListShape(32, 8, 128, 16, (16,), 1)
+    times = [
+        overlap_product.predicted(Pair(Beside(LowBitShape(256, 1 << 16, 256 * pairs), attention), False))[2]
+        for pairs in (66, 67, 132)
+    ]
+    assert times[1] == pytest.approx(times[2]) and times[1] > 1.9 * times[0]
 
 
 @pytest.mark.parametrize("tokens", [(300, 64), (64,)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pallas_kernels._h200.report import Failure, check_instruction, kernels_of, read
+from pallas_kernels._h200.report import Failure, Kernel, check_instruction, check_shared, kernels_of, read
 
 ASSEMBLER = """ptxas info    : Compiling entry function 'page_attention_mosaic_gpu_kernel' for 'sm_90a'
     {} bytes stack frame, {} bytes spill stores, {} bytes spill loads
@@ -47,3 +47,10 @@ def test_a_kernel_without_its_instruction_is_a_failure(tmp_path):
     check_instruction(tmp_path, r"wgmma\.mma_async\S*\.s32\.s8\.s8")
     with pytest.raises(Failure, match="has no instruction"):
         check_instruction(tmp_path, "wgmma.*bf16")
+
+
+def test_a_kernel_that_takes_more_shared_memory_than_it_says_is_a_failure():
+    kernels = [Kernel(128, 0, shared, 128) for shared in (4096, 8193)]
+    check_shared(kernels, 9)
+    with pytest.raises(Failure, match="8193 bytes of shared memory, more than 8 KiB"):
+        check_shared(kernels, 8)

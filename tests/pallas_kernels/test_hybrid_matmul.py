@@ -10,7 +10,7 @@ import test_int4_matmul as low_bits
 import test_page_attention as page_tests
 
 from pallas_kernels._mosaic import simulator
-from pallas_kernels._roles import launch
+from pallas_kernels._teams import launch_teams
 from pallas_kernels.hybrid_matmul import hybrid_matmul
 from pallas_kernels.hybrid_matmul.shapes import SIMULATED
 from pallas_kernels.int4_matmul import int4_matmul
@@ -44,19 +44,18 @@ def test_without_a_gpu_the_parts_run_in_sequence(name):
     check(args, hybrid_matmul(*args, scale=0.2), 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "pace"), [*((name, 1.0) for name in SIMULATED if name != "nothing"), ("both", 2.5)]
-)
-def test_the_kernel_gives_what_the_two_kernels_give(name, pace):
+@pytest.mark.parametrize("name", [name for name in SIMULATED if name != "nothing"])
+def test_the_kernel_gives_what_the_two_kernels_give(name):
     """Bit for bit, with races looked for."""
     from pallas_kernels.hybrid_matmul import mosaic_gpu
 
     shape = SIMULATED[name]
     args = make_product(shape.product, jnp.bfloat16) + make_attention(shape.attention, jnp.bfloat16)
     with simulator():
-        got = jax.block_until_ready(hybrid_matmul(*args, scale=0.2, pace=pace, implementation="mosaic_gpu"))
+        got = jax.block_until_ready(hybrid_matmul(*args, scale=0.2, implementation="mosaic_gpu"))
         if shape.product.rows:
-            np.testing.assert_array_equal(got[0], launch(mosaic_gpu.product(*args[:2]), "product"))
+            (alone,) = launch_teams((mosaic_gpu.product(*args[:2], shape.attention.page_size),), "product")
+            np.testing.assert_array_equal(got[0], alone)
         if shape.attention.tokens:
             alone = page_attention(*args[2:], scale=0.2, implementation="mosaic_gpu")
             np.testing.assert_array_equal(got[1], alone)
@@ -86,6 +85,22 @@ def test_low_bits_beside_packed_pages(name, mode):
             np.testing.assert_array_equal(got[1], want)
 
 
+@pytest.mark.parametrize("name", ["chosen", "queues"])
+def test_a_plain_product_beside_packed_pages(name):
+    shape = SIMULATED[name]
+    x, w = make_product(shape.product, jnp.bfloat16)
+    q, *pools, layer, lists, tokens = make_attention(shape.attention, jnp.bfloat16)
+    pools = [PackedPages(*pack(pool.astype(jnp.float32), 8)) for pool in pools]
+    with simulator():
+        got = jax.block_until_ready(
+            hybrid_matmul(x, w, q, *pools, layer, lists, tokens, scale=0.2, implementation="mosaic_gpu")
+        )
+        want = page_attention(q, *pools, layer, lists, tokens, scale=0.2, implementation="mosaic_gpu")
+        np.testing.assert_array_equal(got[1], want)
+    product = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    np.testing.assert_allclose(np.asarray(got[0], np.float64), product, rtol=3e-2, atol=3e-2)
+
+
 def test_limits():
     shape = SIMULATED["both"]
     x, w = make_product(shape.product, jnp.bfloat16)
@@ -94,11 +109,11 @@ def test_limits():
     def call(x, w, pace=1.0):
         return hybrid_matmul(x, w, *attention, scale=0.2, pace=pace, implementation="mosaic_gpu")
 
-    with pytest.raises(NotImplementedError, match="256 by 250; multiples of 64 and 128"), simulator():
+    with pytest.raises(NotImplementedError, match="256 by 250; multiples of 32 and 128"), simulator():
         call(x, w[:, :250])
     with pytest.raises(NotImplementedError, match="float32 by bfloat16; bfloat16"), simulator():
         call(x.astype(jnp.float32), w)
     with pytest.raises(ValueError, match=r"hybrid_matmul: pace 0\.5; 1 or more"), simulator():
-        call(x, w, 0.5)
+        call(*jax.tree.map(jnp.asarray, low_bits.draw(shape.product, "w4a8"))[:2], 0.5)
     with pytest.raises(NotImplementedError, match="H200"):
         call(x, w)
