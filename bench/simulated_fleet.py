@@ -14,13 +14,16 @@ import numpy as np
 from bench.simulated import Setting
 from bench.simulated_worker import SimulatedWorker
 from jaxinfer.scaleout.dispatch import Dispatcher
+from jaxinfer.scaleout.fleet_plan import ahead
 from jaxinfer.scaleout.units import Units
+from jaxinfer.schedule.fed import FedScanner
 from jaxinfer.schedule.pool import SimulatedPool
 from jaxinfer.schedule.tree import RequestTree
 
 SLOTS = 256
-CREDIT = SLOTS + SLOTS // 2  # as a fleet sends them
+_QUANTUM = 128
 _TURN = 64  # rows that a worker finishes before it asks for more; a real one asks more often
+_LAST_TURN = 8  # the same where nothing is kept for it any longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +70,19 @@ class SimulatedFleet:
     ):
         self._trouble, self._draw = trouble, np.random.default_rng(workers)
         self.dispatcher = Dispatcher(units, workers)
+        self._late = units.side_of(len(outputs))
         cost, alone, own = setting.cost, tree.alone, tree.own
         self._workers = []
+        most = np.array(ahead(SLOTS))
         for _ in range(workers):
             pool = make(SimulatedPool, own, tree.parent, tree.attach, alone, setting.capacity)
+            limits = setting.capacity, SLOTS, setting.max_tokens, _QUANTUM
+            places = SLOTS + int(most.sum())
+            scanner = make(FedScanner, places, cost.token_seconds, cost.step_seconds, *limits)
             rates = cost.token_seconds, cost.key_seconds, cost.step_seconds
             joint = cost.joint.linear, cost.joint.square
-            limits = SLOTS, CREDIT, setting.max_tokens
-            self._workers.append(make(SimulatedWorker, pool, tree.prompt, outputs, *rates, *joint, *limits))
+            given = scanner, pool, tree.prompt, outputs, *rates, *joint, SLOTS, most
+            self._workers.append(make(SimulatedWorker, *given))
         normal = trouble.slow > 0
         self._speed = self._draw.normal(1, 0.05, workers).clip(0.8, 1.2) if normal else np.ones(workers)
         self._speed[self._draw.random(workers) < trouble.slow] = 0.5
@@ -119,24 +127,30 @@ class SimulatedFleet:
         if now >= self._changes[number]:
             self._change(now, number)
         start = time.perf_counter()
-        rows = self.dispatcher.take(number, CREDIT - worker.here, idle=worker.here == 0)
+        waiting, room = worker.waits.tolist(), (worker.ahead - worker.waits).tolist()
+        rows = self.dispatcher.take(number, room, waiting, idle=worker.here == 0)
+        coming = self.dispatcher.coming(number)
         self.turn_seconds += time.perf_counter() - start
         self.turns += 1
-        worker.send(rows)
+        for side, some in enumerate(rows):
+            worker.send(some, side)
+        worker.scanner.outlook(coming)
         if not worker.here:
             self._idle.add(number)
             return
-        worker.advance(min(self._dies[number], self._changes[number]), _TURN)
+        wanted = _TURN if coming.any() else _LAST_TURN
+        worker.advance(min(self._dies[number], self._changes[number]), wanted)
         heapq.heappush(self._turns, (worker.seconds, number))
 
     def _end(self, number: int) -> None:
         """A worker is gone; what it had goes to whoever asks next."""
         worker = self._workers[number]
         now = worker.seconds
-        rows, seconds = worker.lose()
-        self.failures, self.lost_rows = self.failures + 1, self.lost_rows + len(rows)
+        lost, seconds = worker.lose()
+        rows = [lost[self._late[lost] == side].tolist() for side in range(self.dispatcher.sides)]
+        self.failures, self.lost_rows = self.failures + 1, self.lost_rows + len(lost)
         self.lost_seconds += seconds
-        if self.dispatcher.give_back(rows.tolist()) is not None:
+        if self.dispatcher.give_back(rows) is not None:
             self.accused += 1
         self._starting[number] = True
         heapq.heappush(self._turns, (now + self._trouble.start_seconds, number))

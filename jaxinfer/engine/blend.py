@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from jaxinfer.engine.sequence import Sequence
+from jaxinfer.engine.steered import Steered
 from jaxinfer.schedule.cost import Cost
 from jaxinfer.schedule.lengths import expect, sample
 from jaxinfer.schedule.plan import make_plan
@@ -22,7 +22,7 @@ _FEWEST_SAMPLED = 8
 _AHEAD = 32  # requests of each side that wait in the engine
 
 
-class Blend:
+class Blend(Steered):
     """An `Admission` from a plan. `indices` says in which order to hand requests over; `expects` names each before it comes.
 
     A sample of the requests runs first and tells how long answers are; the rest is planned by it, and again each time that four
@@ -48,6 +48,8 @@ class Blend:
         quantum: int,
         seed: int = 0,
     ):
+        count = len(workload.answer_limits)
+        super().__init__(None, count)
         self._workload, self._tree, self._cost = workload, tree, cost
         self._shape: dict[str, Any] = {
             "capacity": capacity,
@@ -55,18 +57,10 @@ class Blend:
             "max_tokens": max_tokens,
             "quantum": quantum,
         }
-        count = len(workload.answer_limits)
         self._generated = workload.known.copy()
         self._taken = self._generated >= 0  # handed over, and not planned anew
         self._known = int(np.count_nonzero(self._taken))
-        self._index: dict[str, int] = {}
-        self._running: dict[int, int] = {}  # choices of a request that run; a beam search counts as one
-        self._open: dict[int, int] = {}  # and that are not finished
-        self._answer: dict[int, int] = {}  # tokens of those that are
-        self._again: deque[Sequence] = deque()
-        self._queues: tuple[deque[Sequence], deque[Sequence]] = (deque(), deque())
         self._held: dict[int, list[Sequence]] = {}  # handed over, but to be planned anew
-        self._side = np.full(count, LEFT, np.int8)
         open_ = (workload.least < workload.answer_limits) & ~self._taken
         first = sample(open_, _SAMPLE, seed)
         self._first = np.intersect1d(first, np.flatnonzero(tree.prompt > 0))
@@ -74,7 +68,6 @@ class Blend:
             self._first = self._first[:0]
         self._taken[self._first] = True
         self._next_plan = self._known + (len(self._first) or max(count // 64, 64, 3 * self._known))
-        self._scanner: Any = None
         self._plan()
 
     def _plan(self) -> None:
@@ -132,87 +125,16 @@ class Blend:
         lengths = [len(queue) for queue in self._queues]
         return min(lengths) < _AHEAD and len(self._again) + sum(lengths) < window
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
     def __iter__(self) -> Iterator[Sequence]:
-        for waiting in (self._again, *self._queues, *self._held.values()):
+        yield from super().__iter__()
+        for waiting in self._held.values():
             yield from waiting
 
-    def add(self, sequence: Sequence) -> None:
-        index = self._index[sequence.request.id]
-        self._open[index] = self._open.get(index, 0) + 1
-        self._queues[self._side[index]].append(sequence)
-
-    def next(self) -> Sequence | None:
-        if self._again:
-            return self._again.popleft()
-        for side in (RIGHT, LEFT):
-            sequence = self._head(side)
-            if sequence is None:
-                continue
-            index = self._index[sequence.request.id]
-            if self._scanner.wants(side, index):
-                if self._queues[side]:
-                    self._queues[side].popleft()
-                else:
-                    self._queues[1 - side].pop()
-                self._side[index] = side
-                return sequence
-        return None
-
-    def _head(self, side: int) -> Sequence | None:
-        """The next of a side; once all have been handed over, a side without any goes on with the last of the other."""
-        if self._queues[side]:
-            return self._queues[side][0]
-        other = self._queues[1 - side]
-        return other[-1] if other and self._scanner.peek(side) < 0 else None
-
-    def put_back(self, sequences: Iterable[Sequence]) -> None:
-        self._again.extendleft(reversed(list(sequences)))
-
-    def preempted(self, sequence: Sequence) -> None:
-        self._stopped(sequence)
-        self._again.appendleft(sequence)
-
-    def started(self, sequence: Sequence) -> None:
-        index = self._index[sequence.request.id]
-        self._running[index] = self._running.get(index, 0) + 1
-        if self._running[index] == 1:
-            self._scanner.start(index, int(self._side[index]))
-
-    def finished(self, sequence: Sequence) -> None:
-        index = self._index[sequence.request.id]
-        self._answer[index] = self._answer.get(index, 0) + sequence.generated * len(sequence.siblings)
-        self._open[index] -= 1
-        self._stopped(sequence)
-        if not self._open[index]:
-            self._known += 1
-            del self._index[sequence.request.id], self._open[index], self._running[index], self._answer[index]
-
-    def _stopped(self, sequence: Sequence) -> None:
-        """A request runs until the last of its running choices stops; it is finished when all choices are."""
-        index = self._index[sequence.request.id]
-        self._running[index] -= 1
-        if not self._open[index]:
-            self._generated[index] = self._answer[index]
-            self._scanner.finish(index, self._answer[index])
-        elif not self._running[index]:
-            if sequence.finished:
-                self._scanner.stop(index)
-            else:
-                self._scanner.preempt(index)
-
-    def prefill_budget(self, decoding: int, keys: int, room: int) -> int:
-        return min(int(self._scanner.prefill(decoding, keys)), room)
-
-    def victim(self, running: list[Sequence]) -> Sequence:
-        return running[-1]
-
-    def booked(self, steps: int, tokens: int, keys: int) -> None:
-        self._scanner.step(tokens, keys)
-        self._scanner.clock += steps - 1
+    def _ended(self, index: int, generated: int) -> None:
+        self._generated[index] = generated
+        self._known += 1
+        super()._ended(index, generated)
 
     def clear(self) -> None:
-        for waiting in (self._again, *self._queues, self._held):
-            waiting.clear()
+        super().clear()
+        self._held.clear()

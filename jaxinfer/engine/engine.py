@@ -156,9 +156,14 @@ class Engine:
             capacity=self.memory.pool_tokens,
             slots=engine.max_seqs,
             max_tokens=engine.max_tokens_per_step,
-            quantum=min(_QUANTUM, max(engine.max_tokens_per_step // 16, 1)),
+            quantum=self.quantum,
             seed=engine.seed,
         )
+
+    @property
+    def quantum(self) -> int:
+        """Tokens to whose multiples a steered step is filled up."""
+        return min(_QUANTUM, max(self.settings.engine.max_tokens_per_step // 16, 1))
 
     @property
     def busy(self) -> bool:

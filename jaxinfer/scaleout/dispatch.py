@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,38 +18,95 @@ class Dispatcher:
 
     Args:
       workers: how many; the units are theirs in equal, consecutive numbers.
+
+    Attributes:
+      sides: lines that each worker is sent from, see `Units`.
     """
 
     def __init__(self, units: Units, workers: int):
-        self._units = units
-        bounds = list(zip(units.starts[:-1].tolist(), units.starts[1:].tolist()))
-        self._queues: list[deque[tuple[int, int]]] = [deque() for _ in range(workers)]
-        self._seconds = np.zeros(workers)  # of each queue
-        for number, (start, stop) in enumerate(bounds):
-            if stop > start:
-                self._put(number * workers // len(bounds), start, stop)
-        self._again: deque[int] = deque()
-        self._suspects: deque[int] = deque()
+        self.sides = units.sides
+        self._lines = [_Line(units, workers, side) for side in range(units.sides)]
+        self._again: list[deque[int]] = [deque() for _ in range(units.sides)]
+        self._suspects: list[deque[int]] = [deque() for _ in range(units.sides)]
         self._deaths: Counter[int] = Counter()
-        self.stolen = 0
 
     @property
     def left(self) -> int:
         """Rows that are still to be sent."""
-        waiting = sum(stop - start for queue in self._queues for start, stop in queue)
-        return waiting + len(self._again) + len(self._suspects)
+        return sum(line.left for line in self._lines) + sum(map(len, self._again + self._suspects))
 
-    def take(self, worker: int, most: int, *, idle: bool) -> np.ndarray:
-        """int64 [at most `most`]: the next requests for a worker, none if there are none for it now.
+    @property
+    def stolen(self) -> int:
+        """Rows that went to another worker than was planned."""
+        return sum(line.stolen for line in self._lines)
+
+    def take(
+        self, worker: int, most: Sequence[int], waiting: Sequence[int], *, idle: bool
+    ) -> list[np.ndarray]:
+        """int64 [at most `most`] of each side: the next requests for a worker, none if there are none for it now.
 
         Args:
+          waiting: of each side, requests that it has not begun; it takes from others only where there are none.
           idle: it has nothing else; only such a worker is given a row that others died of, and that alone.
         """
-        pieces, wanted = [_NONE], most
-        while wanted and self._again:
-            pieces.append(np.array([self._again.popleft()], np.int64))
-            wanted -= 1
-        while wanted and (self._queues[worker] or self._steal(worker)):
+        taken = []
+        for line, again, wanted, waits in zip(self._lines, self._again, most, waiting, strict=True):
+            lost = [again.popleft() for _ in range(min(len(again), wanted))]
+            rows = line.take(worker, wanted - len(lost), steals=not waits and not lost)
+            taken.append(np.concatenate([np.array(lost, np.int64), rows]))
+        if idle and not any(map(len, taken)):
+            for side, suspects in enumerate(self._suspects):
+                if suspects and most[side]:
+                    taken[side] = np.array([suspects.popleft()], np.int64)
+                    break
+        return taken
+
+    def coming(self, worker: int) -> np.ndarray:
+        """float64 [sides, 3]: the work that is kept for a worker, see `Units.work`."""
+        return np.array([line.coming(worker) for line in self._lines])
+
+    def give_back(self, rows: Sequence[Sequence[int]]) -> int | None:
+        """What a dead worker had of each side and did not answer is to be sent again, before all else.
+
+        Returns:
+          the row that it died of: one that it had alone, and that other workers died with; that one is not sent again.
+        """
+        every = [row for side in rows for row in side]
+        self._deaths.update(every)
+        if len(every) == 1 and self._deaths[every[0]] > _SUSPECT:
+            return every[0]
+        for side, lost in enumerate(rows):
+            for row in lost:
+                (self._suspects if self._deaths[row] >= _SUSPECT else self._again)[side].append(row)
+        return None
+
+
+class _Line:
+    """Of each worker, the stretches of one side that it is to be sent."""
+
+    def __init__(self, units: Units, workers: int, side: int):
+        self._units = units
+        self._queues: list[deque[tuple[int, int]]] = [deque() for _ in range(workers)]
+        self._seconds = np.zeros(workers)  # of each queue
+        bounds = list(zip(units.starts[:-1].tolist(), units.starts[1:].tolist()))[side :: units.sides]
+        for number, (start, stop) in enumerate(bounds):
+            if stop > start:
+                self._put(number * workers // len(bounds), start, stop)
+        self.stolen = 0
+
+    @property
+    def left(self) -> int:
+        return sum(stop - start for queue in self._queues for start, stop in queue)
+
+    def coming(self, worker: int) -> np.ndarray:
+        work = self._units.work
+        return sum((work[stop] - work[start] for start, stop in self._queues[worker]), np.zeros(3))
+
+    def take(self, worker: int, wanted: int, *, steals: bool) -> np.ndarray:
+        pieces = [_NONE]
+        if steals and wanted and not self._queues[worker]:
+            self._steal(worker)
+        while wanted and self._queues[worker]:
             start, stop = self._queues[worker].popleft()
             middle = min(start + wanted, stop)
             self._seconds[worker] -= self._length(start, stop)
@@ -57,22 +115,7 @@ class Dispatcher:
                 self._seconds[worker] += self._length(middle, stop)
             pieces.append(self._units.line[start:middle])
             wanted -= middle - start
-        if wanted == most and most and idle and self._suspects:
-            pieces.append(np.array([self._suspects.popleft()], np.int64))
         return np.concatenate(pieces)
-
-    def give_back(self, rows: list[int]) -> int | None:
-        """What a dead worker had and did not answer is to be sent again, before all else.
-
-        Returns:
-          the row that it died of: one that it had alone, and that other workers died with; that one is not sent again.
-        """
-        self._deaths.update(rows)
-        if len(rows) == 1 and self._deaths[rows[0]] > _SUSPECT:
-            return rows[0]
-        for row in rows:
-            (self._suspects if self._deaths[row] >= _SUSPECT else self._again).append(row)
-        return None
 
     def _put(self, worker: int, start: int, stop: int) -> None:
         self._queues[worker].append((start, stop))

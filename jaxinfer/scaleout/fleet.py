@@ -10,19 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from jaxinfer.config import Settings
 from jaxinfer.core import Completion, Request
 from jaxinfer.errors import ENGINE_FAILURE, ConfigError, EngineError, JaxInferError, RequestError
 from jaxinfer.scaleout.cluster import cause_of, join, reason_of, resources
-from jaxinfer.scaleout.dispatch import Dispatcher
+from jaxinfer.scaleout.fleet_plan import FleetPlan, ahead
 from jaxinfer.scaleout.rank import Hello, LLMRank, Rank, package_version
 from jaxinfer.scaleout.seat import Seat
-from jaxinfer.scaleout.units import Units
 from jaxinfer.scaleout.worker import Started, Turn, Worker
-from jaxinfer.schedule.lengths import expect
-from jaxinfer.schedule.plan import make_plan
 from jaxinfer.schedule.tree import RequestTree
 from jaxinfer.schedule.workload import Sharing, Workload
 
@@ -40,32 +35,6 @@ class Front:
     tokenizer: Any
     model_name: str
     model_fingerprint: str
-
-
-class FleetPlan:
-    """Hands requests over in the order in which workers ask for them; see `batch.survey.BlendEngine`.
-
-    Attributes:
-      count: requests to answer.
-    """
-
-    def __init__(self, dispatcher: Dispatcher, refused: np.ndarray, count: int):
-        self.dispatcher, self.count = dispatcher, count
-        self._refused = refused
-        self._next = -1
-
-    def indices(self) -> Iterator[int]:
-        """First the rows that are not served; then what `fetch` was last asked for, as long as it asks."""
-        yield from self._refused.tolist()
-        while self.count:
-            yield self._next
-
-    def expects(self, request_id: str, index: int) -> None:
-        """Which request comes next; `fetch` knows it already."""
-
-    def fetch(self, source: Iterator[Request], index: int) -> Request:
-        self._next = index
-        return next(source)
 
 
 class Fleet:
@@ -113,18 +82,8 @@ class Fleet:
         return self._limits.token_limit(request)
 
     def blend(self, workload: Workload, sharing: Sharing) -> FleetPlan:
-        """The whole batch as units of equal work, the same number for each worker."""
         tree = RequestTree.shared(workload, sharing, self._settings.cache.page_size)
-        known = workload.known
-        seen = np.flatnonzero(known >= 0)
-        lengths = expect(tree, workload.least, workload.answer_limits, seen, known[seen]).length
-        open_ = known < 0
-        served = open_ & (workload.prompt_tokens > 0)  # refused rows have no tokens
-        plan = make_plan(tree, self._cost, lengths).only(served)
-        each = self._settings.scaleout.units
-        units = Units.cut(plan, self._cost, lengths, each * len(self._seats), sharing, turns=each)
-        dispatcher = Dispatcher(units, len(self._seats))
-        return FleetPlan(dispatcher, np.flatnonzero(open_ & ~served), int(np.count_nonzero(served)))
+        return FleetPlan(workload, tree, sharing, self._cost, len(self._seats), self._settings.scaleout.units)
 
     def stream(self, requests: Iterable[Request], plan: Any = None) -> Iterator[Completion]:
         """Completions as they finish. A worker that ends is started again, and what it had not answered is sent again.
@@ -152,26 +111,33 @@ class Fleet:
             self.close()
 
     def _send(self, seat: Seat, source: Iterator[Request], plan: FleetPlan) -> None:
-        room = seat.slots - len(seat.in_flight)
-        rows = plan.dispatcher.take(seat.number, room, idle=not seat.in_flight)
-        requests = []
-        for index in rows.tolist():
-            request = plan.fetch(source, index)
-            seat.in_flight[request.id] = index
-            requests.append(request)
-        seat.call(seat.actor.turn.remote(requests))
+        dispatcher, idle = plan.dispatcher, not seat.in_flight
+        waiting = seat.waiting[: dispatcher.sides]
+        if dispatcher.sides == 1:
+            room = [seat.slots + ahead(seat.slots)[0] - len(seat.in_flight)]
+        else:
+            room = [most - here for most, here in zip(ahead(seat.slots), waiting)]
+        sent = []
+        for rows in dispatcher.take(seat.number, room, waiting, idle=idle):
+            for index in rows.tolist():
+                sent.append(plan.fetch(source, index))
+                seat.in_flight[sent[-1].request.id] = index
+        seat.call(seat.actor.turn.remote(sent, plan.coming(seat.number)))
 
     def _take(self, seat: Seat, plan: FleetPlan) -> list[Completion]:
         """What a worker's reply brings: completions, or the rows that it lost with its end."""
-        sent = seat.in_flight
+        sent = dict(seat.in_flight)
         reply = self._reply(seat)
         if isinstance(reply, Turn):
-            return seat.take(reply.completions, reply.metrics)
+            done = seat.take(reply)
+            for completion in (each for each in done if each.error is None):
+                plan.learn(sent[completion.request_id], completion.usage.completion_tokens)
+            return done
         if isinstance(reply, Started):
             self._welcome(seat, reply)
             return []
         self._again += len(sent)
-        if plan.dispatcher.give_back(list(sent.values())) is None:
+        if plan.dispatcher.give_back(plan.by_side(sent.values())) is None:
             return []
         error = RequestError(
             ENGINE_FAILURE, "every worker that was sent this request ended before answering it"
@@ -220,7 +186,7 @@ class Fleet:
                 f"{name} has another checkpoint under this path: {self.model_name} {hello.model[:12]}, "
                 f"here {self.model_fingerprint[:12]}; copy the same folder to every machine"
             )
-        seat.started(started.place, hello.slots + max(hello.slots // 2, 1))
+        seat.started(started.place, hello.slots)
         return hello
 
     def _ready(self) -> list[Seat]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxinfer.core import Completion
 from jaxinfer.engine.metrics import LEVELS
+from jaxinfer.scaleout.worker import Turn
 
 
 @dataclass
@@ -17,7 +18,8 @@ class Seat:
     reply: what Ray will hand out of the call in progress.
     since: when that call was made.
     in_flight: request id -> number of the request, of those sent and not answered.
-    slots: requests that it may hold; 0 while it loads.
+    slots: requests that its engine runs at once; 0 while it loads.
+    waiting: requests of each side that it was sent and has not begun.
     rows, tokens, failures: of all processes so far.
     fruitless: starts in a row that ended without a finished row.
     """
@@ -29,6 +31,7 @@ class Seat:
     since: float = 0.0
     in_flight: dict[str, int] = field(default_factory=dict)
     slots: int = 0
+    waiting: tuple[int, int] = (0, 0)
     rows: int = 0
     tokens: int = 0
     failures: int = 0
@@ -47,12 +50,13 @@ class Seat:
 
     def started(self, place: str, slots: int) -> None:
         self.place, self.slots, self._row_at_start = place, slots, self.rows
+        self.waiting = 0, 0
         self.began = self.began or time.monotonic()
 
-    def take(self, completions: list[Completion], metrics: dict[str, float]) -> list[Completion]:
-        """Those that answer what it was sent."""
-        self._metrics = metrics
-        known = [each for each in completions if self.in_flight.pop(each.request_id, None) is not None]
+    def take(self, turn: Turn) -> list[Completion]:
+        """Those completions that answer what it was sent."""
+        self._metrics, self.waiting = turn.metrics, turn.waiting
+        known = [each for each in turn.completions if self.in_flight.pop(each.request_id, None) is not None]
         self.rows += len(known)
         self.tokens += sum(each.usage.prompt_tokens + each.usage.completion_tokens for each in known)
         return known

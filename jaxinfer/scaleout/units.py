@@ -16,19 +16,25 @@ _SLACK = 0.1  # of a unit, by which its ends may move so as not to cut through a
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Units:
-    """Requests in the order in which they are sent, one unit after the other. 28 bytes a request.
+    """Requests in the order in which they are sent. Where the machine overlaps compute and memory time, each unit is two lines that
+    are sent side by side: from the compute-heavy end of the plan, and from the memory-heavy one. 48 bytes a request.
 
     Attributes:
       line: int64 [requests to serve], their numbers.
-      starts: int64 [units + 1], where each unit begins in `line`.
+      sides: lines of a unit, 1 or 2.
+      starts: int64 [units * sides + 1], where each line begins in `line`; those of a unit stand beside each other.
       seconds: float64 [requests to serve + 1], expected compute and memory time of all before each place.
-      common: int64 [requests to serve], tokens that a request shares with the one that is sent before it from the same end of
-        the plan: what is computed again if the line is cut before it.
+      work: float64 [requests to serve + 1, 3], expected tokens through the model, tokens of answers, and keys read of all before
+        each place.
+      common: int64 [requests to serve], tokens that a request shares with the one before it: what is computed again if the line
+        is cut before it.
     """
 
     line: np.ndarray
+    sides: int
     starts: np.ndarray
     seconds: np.ndarray
+    work: np.ndarray
     common: np.ndarray
 
     @classmethod
@@ -44,8 +50,8 @@ class Units:
     ) -> Units:
         """`count` units by a dual scan, neighbours in the plan one after the other.
 
-        Where the machine overlaps both kinds of work, a unit is sent from both ends at once, so that any stretch of it has its
-        mix; else in depth-first order, memory-heavy requests that share next to nothing last (see `engine.apart`).
+        Where nothing overlaps, each in depth-first order, memory-heavy requests that share next to nothing last (see
+        `engine.apart`).
 
         Args:
           outputs: float64 [requests], expected tokens of each answer.
@@ -53,40 +59,39 @@ class Units:
           turns: units of each worker, one after the other; the longest requests are in first ones.
         """
         unit = assign(plan, cost, outputs, count, slack=_SLACK, turns=turns)
-        by_unit = np.argsort(unit[plan.order], kind="stable")
-        line = plan.order[by_unit]
-        starts = np.searchsorted(unit[line], np.arange(count + 1))
-        each = plan.tree.requests(cost, outputs)
+        late = np.zeros(len(unit), bool)
+        place = np.arange(len(unit)) if sharing is None else sharing.rank
+        sides = 1
         if cost.joint.overlaps:
-            late = np.zeros(len(line), bool)
-            for first, last in zip(starts[:-1].tolist(), starts[1:].tolist()):
-                part = line[first:last]
-                order, late[first:last] = _from_both_ends(each.compute[part], each.memory[part])
-                line[first:last] = part[order]
+            sides = 2
+            late[plan.order] = plan.by_place(plan.density) < plan.root_density
+            place = np.empty(len(unit), np.int64)
+            place[plan.order] = np.arange(len(plan.order))
+            place[late] *= -1  # the most memory-heavy first
         else:
-            alone = np.zeros(len(unit), bool)
-            alone[plan.loners(outputs)] = True
-            rank = np.arange(len(unit)) if sharing is None else sharing.rank
-            line = line[np.lexsort((rank[line], alone[line], unit[line]))]
-            late = alone[line]
-        work = each.compute[line] + each.memory[line]
+            late[plan.loners(outputs)] = True
+        line = plan.order[np.lexsort((place[plan.order], late[plan.order], unit[plan.order]))]
+        lines = unit[line] * sides + (late[line] if sides > 1 else 0)
+        each = plan.tree.requests(cost, outputs)
+        work = np.stack([each.compute / cost.token_seconds, outputs, each.memory / cost.key_seconds], axis=1)
         common = np.zeros(len(line), np.int64)
-        for places in (np.flatnonzero(~late), np.flatnonzero(late)):
+        for places in (np.flatnonzero(~late[line]), np.flatnonzero(late[line])):
             common[places] = plan.tree.common(line[places])
-        return cls(line=line, starts=starts, seconds=np.concatenate([[0.0], np.cumsum(work)]), common=common)
+        return cls(
+            line=line,
+            sides=sides,
+            starts=np.searchsorted(lines, np.arange(count * sides + 1)),
+            seconds=np.concatenate([[0.0], np.cumsum((each.compute + each.memory)[line])]),
+            work=np.concatenate([np.zeros((1, 3)), np.cumsum(work[line], axis=0)]),
+            common=common,
+        )
+
+    def side_of(self, count: int) -> np.ndarray:
+        """int8 [count], by request, of `count` requests."""
+        side = np.zeros(count, np.int8)
+        lengths = np.diff(self.starts)
+        side[self.line] = np.repeat(np.arange(len(lengths)) % self.sides, lengths)
+        return side
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
-
-
-def _from_both_ends(compute: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The order in which a dual scan sends a unit whose requests stand in descending density, and which of them then come from
-    its end. Both cursors have left the same surplus behind at any time, one of compute, the other of memory time."""
-    surplus = np.cumsum(compute / max(compute.sum(), 1e-300) - memory / max(memory.sum(), 1e-300))
-    middle = int(np.argmax(surplus)) + 1 if len(surplus) else 0
-    left = np.maximum.accumulate(np.concatenate([[0.0], surplus[: max(middle - 1, 0)]])[:middle])
-    right = np.maximum.accumulate(surplus[middle:][::-1])[::-1]
-    from_end = np.arange(len(compute)) >= middle
-    turn = np.where(from_end, len(compute) - np.arange(len(compute)), np.arange(len(compute)))
-    order = np.lexsort((turn, np.concatenate([left, right])))
-    return order, from_end[order]
+        return (len(self.starts) - 1) // self.sides

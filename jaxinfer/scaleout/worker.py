@@ -9,10 +9,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from jaxinfer.config import Settings
-from jaxinfer.core import Completion, Request
+from jaxinfer.core import Completion
 from jaxinfer.errors import EngineError
-from jaxinfer.scaleout.rank import Hello, Inbox, Rank
+from jaxinfer.scaleout.inbox import Inbox, Sent
+from jaxinfer.scaleout.rank import Hello, Rank
 
 _TURN_SECONDS = 0.2  # longest wait for a completion
 
@@ -22,10 +25,12 @@ class Turn:
     """Attributes:
     completions: since the last turn.
     metrics: of the engine, now.
+    waiting: requests of each side that the engine has not taken.
     """
 
     completions: list[Completion]
     metrics: dict[str, float]
+    waiting: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -53,17 +58,20 @@ class Worker:
         threading.Thread(target=self._work, name="engine", daemon=True).start()
         return Started(hello, f"{socket.gethostname()}, process {os.getpid()}")
 
-    def turn(self, requests: list[Request]) -> Turn:
+    def turn(self, sent: list[Sent], coming: np.ndarray) -> Turn:
         """Hand over requests and collect what has finished, as soon as there is something; after a while also nothing.
+
+        Args:
+          coming: float64 [2, 3], the work that the driver still has for this worker.
 
         Raises:
           Exception: what ended the engine, once all that it finished has been collected.
         """
-        self._inbox.put(requests)
+        self._inbox.put(sent, coming)
         done = self._finished()
         if self._failure is not None and not done:
             raise self._failure
-        return Turn(done, self._rank.metrics())
+        return Turn(done, self._rank.metrics(), self._inbox.waiting())
 
     def _finished(self) -> list[Completion]:
         done: list[Completion] = []

@@ -199,7 +199,11 @@ class BlendScanner:
         total = min(max(total, float(self.free_tokens), 1.0), float(self.max_tokens))
         return max(max(int(total / self.quantum + 0.5), 1) * self.quantum - decoding, 0)
 
+    def begin(self, request):
+        """It waits no longer."""
+
     def start(self, request, side):
+        self.begin(request)
         self.running += 1
         self.since[request] = self.clock
         if side == RIGHT:
