@@ -51,6 +51,7 @@ class Dispatcher:
         """
         taken = []
         for line, again, wanted, waits in zip(self._lines, self._again, most, waiting, strict=True):
+            wanted = max(wanted, 0)  # more may wait than is meant to, such as those that lost their places
             lost = [again.popleft() for _ in range(min(len(again), wanted))]
             rows = line.take(worker, wanted - len(lost), steals=not waits and not lost)
             taken.append(np.concatenate([np.array(lost, np.int64), rows]))

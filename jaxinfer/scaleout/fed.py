@@ -67,9 +67,10 @@ class FedBlend(Steered):
             self._index[request.id], self._side[index] = index, sent.side
             self._scanner.arrive(index, sent.side, len(request.prompt_ids), sent.alone, sent.length)
             yield request
-            if index not in self._open:  # refused: it was never added
+            if request.id in self._index and index not in self._open:  # refused: it was never added
+                del self._index[request.id]
                 self._scanner.begin(index)
-                self._places.append(self._index.pop(request.id))
+                self._places.append(index)
 
     @property
     def _short(self) -> list[int]:

@@ -67,10 +67,10 @@ class Inbox:
             return self._changed.wait_for(lambda: self._closed or any(self._sides[s] for s in sides), wait)
 
     def take(self, sides: Iterable[int] = BOTH) -> Sent | None:
-        """The next of the side, among these, of which most wait; None once it is closed and empty."""
+        """The next of the side, among these, of which most wait; once it is closed of either, and None when it is empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or any(self._sides[s] for s in sides))
-            fullest = max((self._sides[side] for side in sides), key=len)
+            fullest = max((self._sides[side] for side in sides), key=len) or max(self._sides, key=len)
             return fullest.popleft() if fullest else None
 
     def __iter__(self) -> Iterator[Request]:

@@ -171,6 +171,8 @@ def test_a_worker_takes_from_others_only_what_it_has_none_of():
     lights, heavies = dispatcher.take(0, [9, 9], [0, 1], idle=False)
     assert len(lights) == 9 and not len(heavies) and (side[lights] == 0).all()
     assert dispatcher.stolen > 0
+    left = dispatcher.left
+    assert not any(map(len, dispatcher.take(1, [-1, 0], [3, 0], idle=False))) and dispatcher.left == left
 
 
 @pytest.mark.parametrize("joint", [SUM, PRACTICAL])
