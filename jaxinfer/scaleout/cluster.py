@@ -19,6 +19,9 @@ LOCAL = ""
 _REACH_SECONDS = 5.0
 _OBJECT_STORE = 256 * 2**20  # requests and answers are small
 _DEFAULT_PORT = 6379
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
+    (0, 0, 0, 4, 0, 0, 0, 0, 0)
+)  # and empty settings, of type 4
 _QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}  # a progress bar is on the screen
 
 
@@ -43,7 +46,8 @@ def join(address: str) -> Any:
     with _signal_handlers_kept():
         if address == LOCAL:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE, **_QUIET)
+            # "local": without it Ray looks for a cluster that runs, and one that has ended may have left its address.
+            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **_QUIET)
             return ray
         if address != "auto":
             _reach(address)
@@ -57,26 +61,39 @@ def join(address: str) -> Any:
 
 def _reach(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:
+    if not host and ":" not in address:
         host, port = port, str(_DEFAULT_PORT)
-    if not port.isdigit():
+    if not (host and port.isascii() and port.isdigit()):
         raise ConfigError(f"--ray {address}: expected HOST:PORT, ray://HOST:PORT or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
-    except (OSError, OverflowError) as error:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as link:
+            if os.environ.get("RAY_USE_TLS", "0") != "1" and not _speaks_http2(link):
+                raise ConfigError(f"--ray {address}: what answers there is no Ray cluster")
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for names that cannot be one
         raise ConfigError(f"--ray {address}: no Ray cluster answers there: {error}") from None
+
+
+def _speaks_http2(link: socket.socket) -> bool:
+    """As Ray does; it would wait for minutes for something else to say what only a Ray cluster can."""
+    link.sendall(_HTTP2_HELLO)
+    return link.recv(9)[3:4] == _HTTP2_HELLO[-6:-5]
 
 
 @contextlib.contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
     """Ray puts a handler of its own for SIGTERM, which would end the process without a word on what is safe."""
+    terminated = False
     try:
         kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         yield
+    except SystemExit:  # Ray's handler has run
+        terminated = True
     finally:
         with contextlib.suppress(ValueError):  # not the main thread, where Ray puts none either
             for number, handler in kept.items():
                 signal.signal(number, handler)
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def resources(ray: Any, settings: Settings) -> tuple[int, dict[str, float]]:

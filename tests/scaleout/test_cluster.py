@@ -2,13 +2,16 @@
 
 import dataclasses
 import pickle
+import re
+import socket
+import threading
 
 import pytest
 
 from jaxinfer import LLM, load_config
 from jaxinfer.config import MeshShape
 from jaxinfer.errors import ConfigError
-from jaxinfer.scaleout.cluster import resources
+from jaxinfer.scaleout.cluster import join, resources
 
 
 class Nodes:
@@ -49,3 +52,29 @@ def test_settings_and_limits_of_a_mesh_travel_to_workers_and_back():
         assert pickle.loads(pickle.dumps(sent)) == sent
     wide = dataclasses.replace(settings.engine, mesh=MeshShape(tensor=4, expert=2))
     assert pickle.loads(pickle.dumps(dataclasses.replace(settings, engine=wide))).engine.mesh.expert == 2
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["host:port", ":6379", "::", "127.0.0.1:-5", "127.0.0.1:\u00b2", "127.0.0.1:1", "127.0.0.1:99999999"]
+    + ["ray://", "ray://127.0.0.1:1", "[::1]:1", "a..b:6379", "x" * 70 + ":6379", " "],
+)
+def test_addresses_that_nobody_can_have_or_has_are_refused(address):
+    with pytest.raises(ConfigError, match=f"--ray {re.escape(address)}: (expected|no Ray cluster)"):
+        join(address)
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_what_answers_and_is_no_ray_cluster_is_refused_at_once(says):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            link, _ = server.accept()
+            link.sendall(says)
+            link.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConfigError, match="no Ray cluster"):
+            join(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
