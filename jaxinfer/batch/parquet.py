@@ -12,7 +12,7 @@ from typing import IO, Any
 from jaxinfer.errors import JournalError
 
 SUFFIX = ".parquet"
-_NEEDED = ("custom_id", "url", "body")
+NEEDED = ("custom_id", "url", "body")
 _ROWS = 4096  # read and written at a time
 
 
@@ -24,9 +24,9 @@ def check(file: IO[bytes]) -> int:
     """The number of rows. Raises ParquetError for a file that is no Parquet or lacks a column."""
     with _plain_errors():
         opened = _pyarrow().parquet.ParquetFile(file)
-        missing = [name for name in _NEEDED if name not in opened.schema_arrow.names]
+        missing = [name for name in NEEDED if name not in opened.schema_arrow.names]
         if missing:
-            raise ParquetError(f"it lacks the column {missing[0]}; needed are {', '.join(_NEEDED)}")
+            raise ParquetError(f"it lacks the column {missing[0]}; needed are {', '.join(NEEDED)}")
         return opened.metadata.num_rows
 
 

@@ -17,6 +17,7 @@ from jaxinfer.batch.source import Line
 from jaxinfer.batch.spool import spool_folder
 from jaxinfer.batch.tally import Tally
 from jaxinfer.config import Settings
+from jaxinfer.errors import ConfigError
 from jaxinfer.scaleout.cluster import LOCAL, require_ray
 from jaxinfer.scaleout.fleet import Fleet, Front
 
@@ -74,16 +75,24 @@ def answer(
       finished, or with `batch.order = "input"` as they came.
 
     Raises:
+      ConfigError: the dataset lacks one of these columns.
       JaxInferError: nothing is lost of what was answered before; the same call goes on from there.
     """
     ray, path = require_ray(), os.fspath(output)
+    columns = dataset.columns() or parquet.NEEDED  # of a dataset without rows they are not known
+    if missing := [name for name in parquet.NEEDED if name not in columns]:
+        raise ConfigError(
+            f"the dataset lacks the column {missing[0]}; needed are {', '.join(parquet.NEEDED)}"
+        )
     settings = planned(config or Settings())
     file = OutputFile(path, overwrite=False)
+    fleet = None
     try:
         if settings.batch.order == "input":
             file.keep_up_to_retried()
+        fleet = connect(settings, address)
         run = BatchRun(
-            connect(settings, address),
+            fleet,
             _Rows(dataset),
             settings,
             tally=Tally(),
@@ -97,6 +106,8 @@ def answer(
         )
     except BaseException:
         file.close()
+        if fleet is not None:
+            fleet.close()  # this process may live on, and others want the workers' places
         raise
     try:
         run.run(journal)

@@ -12,6 +12,7 @@ from batch.fake import FakeLLM, FakeTokenizer, chat, completion
 from fake_rank import SLOTS, Making, given
 
 from jaxinfer.batch.cli import main
+from jaxinfer.errors import ConfigError, JournalError
 from jaxinfer.scaleout import ray as scaleout
 from jaxinfer.scaleout.fleet import Fleet, Front
 
@@ -218,6 +219,47 @@ def test_a_dataset_is_answered_as_a_file(job, cluster):
         return response["body"]["choices"], response["body"]["usage"]
 
     assert all(text(json.loads(row["response"])) == text(wanted[row["custom_id"]]) for row in answers)
+
+
+@pytest.mark.slow
+def test_rows_that_are_all_errors_are_written_and_their_order_kept(tmp_path, monkeypatch):
+    bad = [{"custom_id": f"x{i}"} for i in range(5)] + [completion(f"long{i}", "x" * 2000) for i in range(5)]
+    job = Job(tmp_path, monkeypatch, rows=bad)
+    assert job.run("--order", "input") == 1
+    names = [json.loads(line)["custom_id"] for line in job.out.read_text().splitlines()]
+    assert names == [row["custom_id"] for row in bad] and all(not rows for rows in given(job.log).values())
+
+
+def test_a_dataset_without_the_columns_of_a_batch_is_refused(tmp_path, cluster):
+    import ray.data
+
+    data = ray.data.from_items([{"custom_id": f"r{i}", "text": "a"} for i in range(3)])
+    with pytest.raises(ConfigError, match="lacks the column url; needed are custom_id, url, body"):
+        scaleout.answer(data, tmp_path / "out.jsonl")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_call_that_is_refused_leaves_no_worker(job, cluster):
+    import ray.data
+
+    from jaxinfer import load_config
+
+    job.whole()
+    assert job.run_alone() == 1  # the output is of another input
+    fleets = []
+
+    def connect(settings, address):
+        fleets.append(
+            Fleet(Front(FakeTokenizer(), "fake", "model-a"), settings, address, Making(str(job.log)))
+        )
+        return fleets[0]
+
+    row = completion("other", "text")
+    data = ray.data.from_items([row | {"body": json.dumps(row["body"])}])
+    with pytest.raises(JournalError, match="answer no row of this input"):
+        scaleout.answer(data, job.out, config=load_config(None, ["batch.created=1"]), connect=connect)
+    assert [seat.actor for seat in fleets[0]._seats] == [None] * len(fleets[0]._seats)
 
 
 @pytest.mark.slow
