@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import jax
+import meshes
 import numpy as np
 import pytest
+from on_eight_devices import check_even, check_exchanges
 
 import jaxinfer
 from convert.convert import convert
@@ -76,6 +78,18 @@ def test_the_embedded_model(mode, tmp_path):
         convert(EMBEDDED, folder, quantize=Quantize(mode, {"samples": 4, "length": 128}, text))
     for overrides in ((), QUEST, (*QUEST, "cache.dtype=int4")):
         compare(folder, MOE_MESHES, random_prompts(2048), *overrides)
+
+
+@pytest.mark.parametrize("quest", [(), QUEST], ids=["dense", "quest"])
+def test_the_embedded_model_is_split_evenly_and_exchanges_nothing_but_activations(quest):
+    given = ("model.dtype=float32", "cache.pages=40", *meshes.BASE, *quest)
+    alone = LLM(config=load_config(None, given)).engine
+    for mesh, devices in (("{tensor=2}", 2), ("{expert=2}", 2), ("{tensor=4, expert=2}", 8)):
+        engine = LLM(config=load_config(None, [*given, f"engine.mesh={mesh}"])).engine
+        check_exchanges(engine, packed=False)
+        check_even(engine, alone)
+        if devices == 2:  # it has 2 KV heads: more devices hold them several times
+            assert engine.memory.weight_bytes <= 1.05 * alone.memory.weight_bytes / devices
 
 
 @pytest.mark.parametrize(
