@@ -50,11 +50,8 @@ class LLMRank:
 
     def __init__(self, settings: Settings):
         from jaxinfer.llm import LLM  # late: a driver needs no engine
-        from jaxinfer.schedule.profile import measured
 
         self._llm = LLM(config=settings)
-        engine = self._llm.engine
-        self._cost = Cost.of(engine.demand, measured(engine.memory.dtype))
 
     def hello(self) -> Hello:
         engine = self._llm.engine
@@ -63,7 +60,7 @@ class LLMRank:
             model=self._llm.model_fingerprint,
             limits=engine.limits,
             pool_tokens=engine.memory.pool_tokens,
-            cost=self._cost,
+            cost=engine.cost,
             slots=engine.settings.engine.max_seqs,
         )
 
@@ -71,7 +68,7 @@ class LLMRank:
         from jaxinfer.scaleout.fed import fed
 
         engine = self._llm.engine
-        return engine.run(*fed(inbox, engine, self._cost))
+        return engine.run(*fed(inbox, engine, engine.cost))
 
     def metrics(self) -> dict[str, float]:
         return self._llm.metrics()
