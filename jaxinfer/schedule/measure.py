@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 
@@ -22,16 +23,23 @@ def measure(dtype: str) -> MachineProfile:
     weights = jnp.ones((_WIDTH, 4 * _WIDTH), dtype)
     keys = jnp.ones((_HEADS, _KEYS, _CHANNELS), dtype)
     query = jnp.ones((_HEADS, _CHANNELS), dtype)
-    read = _seconds(jax.jit(_attend), query, keys)
-    rates, points = [], []
+    attend, multiply = jax.jit(_attend), jax.jit(jnp.matmul)
+    both = jax.jit(lambda r, w, q, k: (r @ w, _attend(q, k)))
+    rates, reads, points = [], [], []
     for tokens in _TOKENS:
         rows = jnp.ones((tokens, _WIDTH), dtype)
-        alone = _seconds(jax.jit(jnp.matmul), rows, weights)
-        together = _seconds(jax.jit(lambda r, w, q, k: (r @ w, _attend(q, k))), rows, weights, query, keys)
+        alone, read, together = _seconds(
+            functools.partial(multiply, rows, weights),
+            functools.partial(attend, query, keys),
+            functools.partial(both, rows, weights, query, keys),
+        )
         rates.append(2 * rows.size * weights.shape[1] / alone)
+        reads.append(read)
         points.append((alone, read, min(max(together, alone, read), alone + read)))
+    read = min(reads)
     host = jnp.zeros(1 << 22, jnp.uint8)
-    link = host.nbytes / _seconds(functools.partial(jax.device_put, device=jax.devices()[0]), _host(host))
+    (brought,) = _seconds(functools.partial(jax.device_put, _host(host), device=jax.devices()[0]))
+    link = host.nbytes / brought
     stats = jax.local_devices()[0].memory_stats() or {}
     memory = float(stats.get("bytes_limit", 0)) or float("inf")
     return MachineProfile(
@@ -51,12 +59,14 @@ def _host(array: jax.Array):
     return np.asarray(array)
 
 
-def _seconds(call: Callable, *given, repeats: int = 5) -> float:
-    """The fastest of several calls, after one to compile."""
-    jax.block_until_ready(call(*given))
-    taken = []
+def _seconds(*calls: Callable, repeats: int = 7) -> list[float]:
+    """The fastest of several of each, after one to compile; in turn, so that what else the machine does hits all alike."""
+    for call in calls:
+        jax.block_until_ready(call())
+    taken = [math.inf] * len(calls)
     for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call(*given))
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        for number, call in enumerate(calls):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            taken[number] = min(taken[number], time.perf_counter() - start)
+    return taken
