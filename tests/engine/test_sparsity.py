@@ -99,7 +99,7 @@ def prompts(count, seed, low=50, high=90):
 
 @pytest.mark.parametrize(
     ("config", "reuse_steps"),
-    [(DEEP, 1), (MIXTRAL, 1), (DEEP, 3), (MIXTRAL, 11)],
+    [(DEEP, 1), (MIXTRAL, 1), (DEEP, 3), pytest.param(MIXTRAL, 11, marks=pytest.mark.slow)],
     ids=["llama", "mixtral", "llama-reuse", "mixtral-reuse"],
 )
 def test_answers_are_those_of_attention_to_the_chosen_pages(config, reuse_steps):
@@ -118,7 +118,7 @@ def test_it_is_not_what_dense_attention_says():
     assert any(dense[name].token_ids != few[name].token_ids for name in dense)
 
 
-@pytest.mark.parametrize("budget", [128, 256, 4096])
+@pytest.mark.parametrize("budget", [128, pytest.param(256, marks=pytest.mark.slow), 4096])
 def test_a_budget_that_holds_everything_is_dense_attention(budget, caplog):
     work = prompts(4, seed=3)
     engine = make_engine(LLAMA, (f"sparsity.token_budget={budget}",))
@@ -132,7 +132,7 @@ def test_a_budget_that_holds_everything_is_dense_attention(budget, caplog):
     [
         pytest.param(0, 1, "auto", marks=pytest.mark.slow),
         pytest.param(5, 1, "int8", marks=pytest.mark.slow),
-        (0, 3, "int8"),
+        pytest.param(0, 3, "int8", marks=pytest.mark.slow),
         (1000, 7, "auto"),
     ],
 )
@@ -163,7 +163,11 @@ def test_answers_do_not_depend_on_batch_chunks_hits_or_preemption(tail, reuse_st
 
 @pytest.mark.parametrize(
     ("reuse_steps", "bounds", "rounded"),
-    [(1, "auto", in_bfloat16), (4, "bfloat16", in_bfloat16), (1, "int8", in_eight_bits)],
+    [
+        (1, "auto", in_bfloat16),
+        pytest.param(4, "bfloat16", in_bfloat16, marks=pytest.mark.slow),
+        (1, "int8", in_eight_bits),
+    ],
 )
 def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so(reuse_steps, bounds, rounded):
     prompt = prompts(1, seed=8, low=80, high=81)[0]
@@ -181,7 +185,7 @@ def test_the_tail_of_a_prompt_chooses_pages_and_is_scored_so(reuse_steps, bounds
     [
         pytest.param(variant(layers=4), 1, marks=pytest.mark.slow),
         (variant(layers=4), 4),
-        (variant(layers=5, windows=(0, 20, 0, 20, 0)), 1),
+        pytest.param(variant(layers=5, windows=(0, 20, 0, 20, 0)), 1, marks=pytest.mark.slow),
     ],
     ids=["1", "4", "windows-between"],
 )

@@ -122,7 +122,9 @@ def test_grouped_matmul():
     )
 
 
-@pytest.mark.parametrize("name", SIMULATED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "wide" else []) for name in SIMULATED]
+)
 def test_hopper_kernel_in_the_simulator(name):
     args = make(SIMULATED[name], jnp.bfloat16, skip=0.2)
     activation = "gelu_tanh" if name == "wide" else "silu"

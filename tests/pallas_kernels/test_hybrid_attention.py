@@ -64,7 +64,7 @@ def test_without_a_gpu_the_parts_run_in_sequence(name, bits):
     ("name", "pace"),
     [
         ("both", 1.0),
-        ("both", 3.0),
+        pytest.param("both", 3.0, marks=pytest.mark.slow),
         ("chosen", 1.0),
         ("prefill_alone", 1.0),
         ("decode_alone", 1.0),
@@ -89,7 +89,9 @@ def packed(args, bits):
     return (args[0], *pools, *args[3:]), (args[0], *opened, *args[3:])
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "dense_int8" else []) for name in PACKED]
+)
 def test_packed_pools(name):
     """Bit for bit again, for all rows, those of either role and none: a kernel's compilation is what the simulator's time goes to."""
     shape, bits = PACKED[name]

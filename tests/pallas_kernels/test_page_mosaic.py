@@ -106,8 +106,22 @@ def test_page_select_by_weight(name, kind, top_p):
     assert np.all((counts > shape.first + shape.last + 1) & (counts < shape.keep))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("name", ["pocket", "dense_page_32", "llama3_8b_two_heads"])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("pocket", 8),
+        ("llama3_8b_two_heads", 4),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("pocket", 4),
+                ("dense_page_32", 8),
+                ("dense_page_32", 4),
+                ("llama3_8b_two_heads", 8),
+            )
+        ),
+    ],
+)
 def test_page_attention_over_packed_pools(name, bits):
     q, k, v, layer, lists, tokens = attention_tests.make(attention_shapes.SIMULATED[name], jnp.bfloat16)
     pools = (PackedPages(*pack(a, bits)) for a in (k, v))
